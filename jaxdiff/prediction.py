@@ -351,7 +351,7 @@ def on_path(inner: Any, sampled: Process, trained: Process | None = None) -> Cro
     """Use ``inner``, trained on its own process, with tables of ``sampled``: a VP model on an EDM grid, say.
 
     At equal ``alpha/sigma`` two Gaussian paths carry the same state up to scale, so ``(x0_hat, eps_hat)`` is read at
-    ``t' = trained.time(lam(t))`` and ``x alpha'/alpha``. Noise levels beyond the trained range are clipped to its ends.
+    ``t' = trained.time(lam(t))`` and ``x alpha'/alpha``. Levels beyond the trained range are clipped.
     Raises ValueError for stateful denoisers (their state belongs to one path) and unequal noise laws.
     """
     trained = inner.process if trained is None else trained
