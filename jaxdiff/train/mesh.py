@@ -1,0 +1,104 @@
+"""The device mesh ``data x fsdp x tensor`` and how a batch is laid over it.
+
+Batches are split over ``data`` and ``fsdp`` together (fully-sharded data parallelism splits parameters
+over devices that also split the batch); ``tensor`` splits parameters only.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Build the mesh with axes ``("data", "fsdp", "tensor")`` and Auto axis types.
+
+    Args:
+        data: devices along the data axis; at most one of the three sizes may be -1, "all the rest".
+        fsdp: devices along which large parameters are split and gathered for use.
+        tensor: devices along which matrix products are split.
+        devices: the devices to use, all of them by default. A mesh smaller than the device count takes the
+            first ones (single process only).
+
+    Raises:
+        ValueError: on a size that is not -1 or >= 1, on two -1, on a mesh larger than the devices, or on a
+            device count that the fixed sizes do not divide.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or (size < 1 and size != -1):
+            raise ValueError(f"mesh.{name}={size!r}: allowed are an integer >= 1, or -1 for all the rest")
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ValueError(f"mesh: only one size may be -1, got -1 for {' and '.join(free)}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    shown = " x ".join(f"{name}={size}" for name, size in sizes.items())
+    if fixed > len(devices):
+        raise ValueError(f"mesh {shown} needs at least {fixed} devices, {len(devices)} are present")
+    if free:
+        if len(devices) % fixed:
+            raise ValueError(f"mesh {shown}: {len(devices)} devices are not divisible by {fixed}")
+        sizes[free[0]] = len(devices) // fixed
+    count = math.prod(sizes.values())
+    if count < len(devices) and jax.process_count() > 1:
+        raise ValueError(
+            f"mesh {shown} uses {count} of {len(devices)} devices: with several processes it must use all"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: the leading axis split over ``data`` and ``fsdp``."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Number of pieces a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch_size(size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Refuse a global batch size that the mesh times the accumulation count does not divide."""
+    shards = batch_shards(mesh)
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: allowed are integers >= 1")
+    if size % (shards * accumulate):
+        raise ValueError(
+            f"batch size {size} is not divisible by {shards * accumulate} "
+            f"(data x fsdp = {shards} devices, accumulate = {accumulate})"
+        )
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Place this process's part of a batch (numpy arrays, equal leading axes) on the mesh; asynchronous.
+
+    Raises:
+        ValueError: if leading axes differ, do not divide by the mesh, or "index" does not fit in int32.
+    """
+    leaves = jax.tree.leaves(batch)
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves}
+    if len(lengths) != 1 or None in lengths:
+        shapes = {name: np.shape(value) for name, value in batch.items()}
+        raise ValueError(f"batch: every array needs the same leading axis, got shapes {shapes}")
+    check_batch_size(lengths.pop() * jax.process_count(), mesh)
+    index = batch.get("index")
+    if isinstance(index, np.ndarray) and index.size and int(index.max()) > np.iinfo(np.int32).max:
+        raise ValueError(f"batch['index'] reaches {index.max()}, above the int32 limit")
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -1,0 +1,332 @@
+"""The one train step: jitted, donated, the same for one player or several, one device or a mesh.
+
+Per player, in the game's order::
+
+    keys   = fold_in(fold_in(key, step), index)          one typed key per example, by global index
+    grads  = mean over the global batch of d loss / d params
+    update = optimiser(grads);  params <- params + update;  ema <- averages(params)
+
+and everything of that player stays bitwise as it was when its loss or gradient norm is not finite.
+
+The global mean is taken one of two ways. When every device holds the parameters whole, the gradient runs
+inside ``shard_map``: microbatches are accumulated locally and ONE all-reduce follows the scan. When
+parameters are split over ``fsdp`` or ``tensor``, plain jit with sharding constraints lets the compiler
+place the collectives.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdiff.objective.context import Ctx
+from jaxdiff.train import ema as ema_lib
+from jaxdiff.train.mesh import BATCH_AXES, batch_sharding, batch_shards, check_batch_size, replicated
+from jaxdiff.train.sharding import is_replicated, without_axis
+from jaxdiff.train.state import TrainState
+
+Loss = Callable[[Any, dict, jax.Array, Ctx], tuple[jax.Array, dict]]
+PATHS = ("auto", "shard_map", "jit")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Player:
+    """One set of parameters with a loss of its own; ordinary training is a game of one player.
+
+    Attributes:
+        loss: ``loss(params, batch, keys, ctx) -> (scalar, metrics)``; the scalar and every metric are means
+            over the examples given, so that they can be averaged over microbatches and devices.
+        optimiser: an optax transformation.
+        period: the player moves at steps 0, period, 2 period, ...
+        ema: moving averages kept of its parameters (``ema.averages`` makes the tuple).
+        schedule: learning rate by update count, reported as a metric if given (the optimiser has its own).
+    """
+
+    loss: Loss
+    optimiser: optax.GradientTransformation
+    period: int = 1
+    ema: tuple[ema_lib.Average, ...] = ()
+    schedule: Callable | None = None
+
+
+Game = dict[str, Player]  # moves are made in this order, each player seeing the moves before its own
+
+
+def example_keys(step_key: jax.Array, index: jax.Array) -> jax.Array:
+    """(B,) typed keys from the step's key and the (B,) global example indices."""
+    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(index)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Floating leaves in the compute dtype; None leaves everything as it is."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def _float32(tree: Any) -> Any:
+    """Loss, metrics and gradients are reduced in (at least) float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+
+def _mean_gradient(loss: Loss, accumulate: int, micro: Callable) -> Callable:
+    """``(params, batch, step_key, ctx) -> (grads, loss, metrics)``, the mean over ``accumulate`` parts."""
+
+    def once(params: Any, batch: dict, step_key: jax.Array, ctx: Ctx) -> tuple:
+        keys = example_keys(step_key, batch["index"])
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, keys, ctx)
+        return _float32((grads, value, metrics))
+
+    def scanned(params: Any, batch: dict, step_key: jax.Array, ctx: Ctx) -> tuple:
+        parts = micro(batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(once, params, first, step_key, ctx)
+        total = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, once(params, part, step_key, ctx)), None)
+        total, _ = jax.lax.scan(add, total, parts)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    return once if accumulate == 1 else scanned
+
+
+def _explicit_gradient(loss: Loss, mesh: Mesh, accumulate: int) -> Callable:
+    """Gradient inside shard_map: local scan, then one all-reduce of gradients, loss and metrics together."""
+    micro = lambda batch: jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    local = _mean_gradient(loss, accumulate, micro)
+    # check_vma=False: a user's scan with a constant carry must not need casts; outputs are pmeans, so P() is true
+    return jax.shard_map(
+        lambda *args: jax.lax.pmean(local(*args), BATCH_AXES),
+        mesh=mesh,
+        in_specs=(P(), P(BATCH_AXES), P(), P()),
+        out_specs=P(),
+        check_vma=False,
+    )
+
+
+def _automatic_gradient(loss: Loss, mesh: Mesh, accumulate: int, layout: Any) -> Callable:
+    """Gradient under plain jit: parameters gathered along fsdp before use, gradients split like them."""
+    shards = batch_shards(mesh)
+    split = NamedSharding(mesh, P(None, BATCH_AXES))
+
+    def micro(batch: dict) -> dict:
+        # part k takes the k-th piece of every device's share, so that cutting moves no data
+        def cut(x: jax.Array) -> jax.Array:
+            x = x.reshape(shards, accumulate, -1, *x.shape[1:]).swapaxes(0, 1)
+            return jax.lax.with_sharding_constraint(x.reshape(accumulate, -1, *x.shape[3:]), split)
+
+        return jax.tree.map(cut, batch)
+
+    local = _mean_gradient(loss, accumulate, micro)
+    gathered = jax.tree.map(lambda s: NamedSharding(mesh, without_axis(s.spec, "fsdp")), layout)
+
+    def gradient(params: Any, batch: dict, step_key: jax.Array, ctx: Ctx) -> tuple:
+        params = jax.lax.with_sharding_constraint(params, gathered)
+        grads, value, metrics = local(params, batch, step_key, ctx)
+        return jax.lax.with_sharding_constraint(grads, layout), value, metrics
+
+    return gradient
+
+
+def _blocks(tree: Any) -> dict[str, Any]:
+    """Top-level entries of a parameter tree, below a lone collection name such as "params"."""
+    while isinstance(tree, Mapping) and len(tree) == 1:
+        tree = next(iter(tree.values()))
+    return dict(tree) if isinstance(tree, Mapping) else {}
+
+
+def _norms(**trees: Any) -> dict[str, jax.Array]:
+    """Global norm of each tree, and of each of its top-level blocks."""
+    out = {}
+    for name, tree in trees.items():
+        out[f"stats/{name}_norm"] = optax.global_norm(tree)
+        for block, part in _blocks(tree).items():
+            out[f"stats/{name}_norm/{block}"] = optax.global_norm(part)
+    return out
+
+
+def _zeros(function: Callable, *args: Any) -> Any:
+    """Zeros of the shape ``function`` would return."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, *args))
+
+
+def _place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays already laid over this mesh stay; anything else is put whole on every device, once."""
+
+    def place(leaf: Any) -> jax.Array:
+        sharding = getattr(leaf, "sharding", None)
+        laid = isinstance(sharding, NamedSharding) and sharding.mesh == mesh
+        return leaf if laid else jax.device_put(leaf, replicated(mesh))
+
+    return jax.tree.map(place, tree)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """``step(state, batch, key) -> (state, {name: metrics})``; the state given is donated.
+
+    ``jitted(state, batch, key, fixed)`` is the compiled function (for lowering, counting, exporting);
+    ``fixed = (teacher, extra)`` are arrays it reads but never writes.
+    """
+
+    jitted: Any
+    fixed: tuple
+
+    def __call__(
+        self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[TrainState, dict[str, dict[str, jax.Array]]]:
+        """One train step; returns device arrays without waiting for them."""
+        return self.jitted(state, batch, key, self.fixed)
+
+    def lower(self, state: Any, batch: Any, key: Any) -> Any:
+        """Lower for shapes (arrays or ShapeDtypeStructs with shardings), without running."""
+        return self.jitted.lower(state, batch, key, self.fixed)
+
+
+def check_game(game: Mapping[str, Player]) -> None:
+    """Refuse an empty game, entries that are not players, and periods below 1."""
+    if not game:
+        raise ValueError("game: at least one player is needed, got none")
+    for name, player in game.items():
+        if not isinstance(player, Player):
+            raise ValueError(f"game[{name!r}] must be a Player, got {type(player).__name__}")
+        if isinstance(player.period, bool) or not isinstance(player.period, int) or player.period < 1:
+            raise ValueError(f"game[{name!r}].period={player.period!r}: allowed are integers >= 1")
+
+
+def make_step(
+    game: Mapping[str, Player],
+    mesh: Mesh,
+    shardings: TrainState | None = None,
+    *,
+    accumulate: int = 1,
+    compute_dtype: Any = None,
+    parallel: str = "auto",
+    stats_every: int = 0,
+    teacher: Any = None,
+    extra: Any = None,
+) -> Step:
+    """Build the jitted, donated step of a game.
+
+    Metrics of a player: what its loss returned, and loss, grad_norm, skipped (0/1: this update was refused),
+    skipped_in_a_row, active (0/1: it moved at this step; all its other metrics are zero when it did not),
+    learning_rate if it has a schedule, and with ``stats_every`` the norms ``stats/{grad,param,update}_norm``
+    whole and per top-level block, measured where ``stats/active`` is 1.
+
+    Args:
+        game: name -> Player, moved in this order; each sees the moves made before its own in ``ctx.players``.
+        mesh: the device mesh.
+        shardings: layout of the state (``state_shardings``); None when every device holds it whole.
+        accumulate: microbatches per step. The batch is cut so that each device keeps its own examples.
+        compute_dtype: dtype in which losses see parameters (their own, the players', averages, teacher), such
+            as ``jnp.bfloat16``; cast once per step. Master parameters, moments and averages are not touched.
+        parallel: "shard_map" (losses see each device's examples only), "jit" (losses see the global batch:
+            needed by losses that couple examples across it), or "auto": shard_map if nothing is split.
+        stats_every: measure norms at every so many steps; 0 is never.
+        teacher: frozen pytree given to losses as ``ctx.teacher``.
+        extra: frozen pytree given to losses as ``ctx.extra``.
+
+    Raises:
+        ValueError: before anything compiles, on a bad game, path name or count; at the first call, before
+            compiling, on a batch that the mesh does not divide or that lacks "index".
+    """
+    check_game(game)
+    if parallel not in PATHS:
+        near = difflib.get_close_matches(str(parallel), PATHS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"parallel={parallel!r}: allowed are {', '.join(PATHS)}{hint}")
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate}: allowed are integers >= 1")
+    if stats_every < 0:
+        raise ValueError(f"stats_every={stats_every}: allowed are integers >= 0")
+    whole = shardings is None or is_replicated(shardings)
+    if parallel == "shard_map" and not whole:
+        raise ValueError("parallel='shard_map' needs every parameter whole on every device; use 'jit'")
+    explicit = parallel == "shard_map" or (parallel == "auto" and whole)
+    game = dict(game)
+
+    def gradient_of(name: str, player: Player, params: Any) -> Callable:
+        if explicit:
+            return _explicit_gradient(player.loss, mesh, accumulate)
+        layout = jax.tree.map(lambda _: replicated(mesh), params) if shardings is None else shardings.params[name]
+        return _automatic_gradient(player.loss, mesh, accumulate, layout)
+
+    def move(name: str, number: int, state: TrainState, batch: dict, step_key: jax.Array, fixed: Any) -> tuple:
+        """One player's update: (its new params, opt, ema, skipped, in_a_row) and metrics."""
+        player = game[name]
+        params, opt, ema = state.params[name], state.opt[name], state.ema[name]
+        skipped = state.skipped[name]
+        # other players draw other keys; counting down from 2^32 cannot meet an example's int32 index
+        key = step_key if number == 0 else jax.random.fold_in(step_key, jnp.uint32(2**32 - number))
+        averaged = {other: trees[0] for other, trees in state.ema.items() if trees}
+        seen = _cast((state.params, averaged, fixed[0]), compute_dtype)
+        ctx = Ctx(step=state.step, players=seen[0], ema=seen[1], teacher=seen[2], extra=fixed[1])
+        grads, loss, metrics = gradient_of(name, player, params)(seen[0][name], batch, key, ctx)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        done = (state.step + player.period - 1) // player.period - skipped  # good updates before this one
+        updates, new_opt = player.optimiser.update(grads, opt, params)
+        new_params = optax.apply_updates(params, updates)
+        new_ema = ema_lib.update(ema, new_params, player.ema, done + 1)
+        new = (new_params, new_opt, new_ema)
+        kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, (params, opt, ema))
+
+        refused = 1 - good.astype(jnp.int32)
+        in_a_row = (state.skipped_in_a_row[name] + 1) * refused
+        metrics = {
+            **metrics,
+            "loss": loss,
+            "grad_norm": norm,
+            "skipped": refused,
+            "skipped_in_a_row": in_a_row,
+            "active": jnp.ones((), jnp.int32),
+        }
+        if player.schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(player.schedule(done), jnp.float32)
+        if stats_every:
+            due = (state.step + 1) % stats_every == 0
+            measure = lambda trees: _norms(grad=trees[0], param=trees[1], update=trees[2])
+            trees = (grads, params, updates)
+            stats = jax.lax.cond(due, measure, lambda trees: _zeros(measure, trees), trees)
+            metrics |= {**stats, "stats/active": due.astype(jnp.int32)}
+        return (*kept, skipped + refused, in_a_row), metrics
+
+    def advance(
+        state: TrainState, batch: dict[str, jax.Array], key: jax.Array, fixed: tuple
+    ) -> tuple[TrainState, dict[str, dict[str, jax.Array]]]:
+        if set(state.params) != set(game):
+            raise ValueError(f"state has players {sorted(state.params)}, the game {sorted(game)}")
+        if "index" not in batch:
+            raise ValueError(f"batch needs 'index' (global example index), it has {sorted(batch)}")
+        check_batch_size(batch["index"].shape[0], mesh, accumulate)
+        batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+        step_key = jax.random.fold_in(key, state.step)
+        metrics = {}
+        for number, (name, player) in enumerate(game.items()):
+            play = lambda s, name=name, number=number: move(name, number, s, batch, step_key, fixed)
+
+            def rest(s: TrainState, name: str = name, play: Callable = play) -> tuple:
+                own = (s.params[name], s.opt[name], s.ema[name], s.skipped[name], s.skipped_in_a_row[name])
+                return own, _zeros(play, s)[1]
+
+            if player.period == 1:
+                own, metrics[name] = play(state)
+            else:
+                own, metrics[name] = jax.lax.cond(state.step % player.period == 0, play, rest, state)
+            fields = ("params", "opt", "ema", "skipped", "skipped_in_a_row")
+            state = dataclasses.replace(
+                state,
+                **{field: getattr(state, field) | {name: value} for field, value in zip(fields, own)},
+            )
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    layout = replicated(mesh) if shardings is None else shardings
+    jitted = jax.jit(advance, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    return Step(jitted=jitted, fixed=_place((teacher, extra), mesh))
