@@ -1,0 +1,406 @@
+"""One scan runs every table: evaluate, record, combine.
+
+``run`` is pure and can be vmapped over tables, guidance scales or anything else; ``sample`` is the compiled public
+entry. Noise is a function of (key, global sample index, row) alone, so it is bitwise the same for any batch size,
+chunking or device count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import prediction
+from jaxdiff.process.coefficients import expand
+from jaxdiff.solver.table import Table, blocks_of, device, is_block
+
+__all__ = ["Hooks", "Row", "State", "advance", "begin", "hooks", "rows_of", "run", "sample", "sample_keys"]
+
+RECORDS = ("states", "predictions")
+# The streams of one run: the start folds the sample index into the run's key; everything later folds it into a key of its
+# own, one a row, derived at a position that no sample index takes. (Reusing the run's key would make row k share
+# bits with sample k, fold_in and normal being the same hash.)
+LATER = np.uint32(0xFFFFFFFF)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hooks:
+    """Optional functions around a row; build with :func:`hooks`. Absent ones are None and compile to nothing."""
+
+    retime: Any = None
+    project: Any = None
+    correct: Any = None
+    noise: Any = None
+    start: Any = None
+
+
+def hooks(
+    *, retime: Any = None, project: Any = None, correct: Any = None, noise: Any = None, start: Any = None
+) -> Hooks:
+    """Hooks of a run. Each is a function or a callable pytree (its arrays are then traced, not baked in).
+
+    ``retime(y, row) -> tau``: the time told to the network at a row. ``project(y_next, row) -> y_next`` and
+    ``correct(keys, row, y, prediction, y_next, s) -> (y_next, s)``, on rows that end on a grid point only, correct first;
+    ``s`` is the hook's own state, ``start(x) -> s`` makes it (() by default). ``noise(keys, row, y) -> z`` replaces the
+    fresh unit noise. ``keys`` are the samples' typed keys (B,), or None in a run without key.
+    """
+    wrap = lambda f: f if f is None or not jax.tree_util.all_leaves([f]) else jax.tree_util.Partial(f)
+    return Hooks(wrap(retime), wrap(project), wrap(correct), wrap(noise), wrap(start))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """Row ``k`` of a table: scalars (or per-axis coefficients) of its columns; ``blocks`` in the table's tree; the row's
+    typed ``key`` (None in a run without key)."""
+
+    k: Any
+    tau: Any
+    r: Any
+    mode: Any
+    out: Any
+    blocks: Any
+    key: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
+    """What a run carries: current and earlier states, earlier records (newest first), denoiser and hook state."""
+
+    y: tuple
+    d: tuple
+    denoiser: Any
+    hook: Any
+
+
+def _row_keys(key: jax.Array, count: int) -> jax.Array:
+    return sample_keys(jax.random.fold_in(key, LATER), np.arange(count, dtype=np.uint32))
+
+
+def rows_of(table: Table, key: jax.Array | None = None) -> Row:
+    """The table's rows as one Row with a leading axis K, ready to scan over; ``key`` is the run's."""
+    count = table.rows
+    draws = key is not None and any(block.C is not None for block in blocks_of(table))
+
+    def block_rows(block: Any) -> Any:
+        return dataclasses.replace(
+            block, alpha=block.alpha[:-1], sigma=block.sigma[:-1], start_scale=None, start_noise=None, law=None
+        )
+
+    return Row(
+        k=np.arange(count, dtype=np.uint32),
+        tau=table.tau,
+        r=table.r,
+        # a constant, never a vmapped leaf: lax.cond on it stays a branch under vmap over tables
+        mode=None if table.mode is None else np.asarray(table.mode, np.int32),
+        out=table.out,
+        blocks=jax.tree_util.tree_map(block_rows, table.blocks, is_leaf=is_block),
+        key=_row_keys(key, count) if draws else None,
+    )
+
+
+def sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """One typed key a sample, from a key and the global sample indices (B,)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def _draw(table: Table, keys: jax.Array, x: Any) -> Any:
+    """Unit noise of each block's law in the shape of ``x``: one independent stream per sample and leaf."""
+    leaves, structure = jax.tree_util.tree_flatten(x)
+    laws = _per_leaf(table, x, lambda block: block.law)
+
+    def leaf_noise(i: int, leaf: Any, law: Any) -> Any:
+        own = keys if len(leaves) == 1 else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        return jax.vmap(lambda k: law.sample(k, leaf.shape[1:], leaf.dtype))(own)
+
+    return structure.unflatten([leaf_noise(i, leaf, law) for i, (leaf, law) in enumerate(zip(leaves, laws))])
+
+
+def _per_leaf(table: Table, x: Any, read: Any) -> list:
+    """``read(block)`` once for every leaf of ``x`` that the block covers."""
+    out: list = []
+    jax.tree_util.tree_map(
+        lambda block, part: out.extend([read(block)] * len(jax.tree_util.tree_leaves(part))),
+        table.blocks,
+        x,
+        is_leaf=is_block,
+    )
+    return out
+
+
+def begin(
+    table: Table, d: Any, x: Any, key: jax.Array | None = None, index: Any = None, hook: Hooks | None = None
+) -> State:
+    """The state before row 0, for ``x`` in path coordinates at the first grid time."""
+    table = device(table)
+    blocks = blocks_of(table)
+    if any(block.start_noise is not None for block in blocks):
+        churn = jax.random.fold_in(jax.random.fold_in(key, LATER), LATER)
+        noise = _draw(table, sample_keys(churn, index), x)
+        x = jax.tree_util.tree_map(
+            lambda block, part, z: jax.tree_util.tree_map(
+                lambda a, b: a + (0 if block.start_noise is None else expand(block.start_noise, a)) * b, part, z
+            ),
+            table.blocks,
+            x,
+            noise,
+            is_leaf=is_block,
+        )
+    states = max(block.A.shape[1] for block in blocks)
+    records = max(block.B.shape[1] for block in blocks)
+    zero = jax.tree_util.tree_map(jnp.zeros_like, x)
+    hook_state = hook.start(x) if hook is not None and hook.start is not None else ()
+    return State((x,) * states, (zero,) * (records - 1), prediction.start(d, x), hook_state)
+
+
+def advance(table: Table, d: Any, hook: Hooks | None, state: State, row: Row, index: Any = None) -> tuple[State, Any]:
+    """One row: evaluate, store the record, form the next state. Returns ``(state, prediction)``.
+
+    ``index`` (B,) uint32: the global sample indices, needed where ``row.key`` is.
+    """
+    y = state.y[0]
+    tau = row.tau if hook is None or hook.retime is None else hook.retime(y, row)
+    query = prediction.Query(
+        tau,
+        row.r,
+        jax.tree_util.tree_map(lambda b: b.alpha, row.blocks, is_leaf=_is_rows),
+        jax.tree_util.tree_map(lambda b: b.sigma, row.blocks, is_leaf=_is_rows),
+        row.mode,
+    )
+    predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, query)
+    z = None
+    if any(block.C is not None for block in blocks_of(table)):
+        z = (
+            hook.noise(keys, row, y)
+            if hook is not None and hook.noise is not None
+            else _draw(table, keys, ROW + row.k, y)
+        )
+    # every block sees its own part of each tree
+    record = jax.tree_util.tree_map(_record, row.blocks, predicted, is_leaf=_is_rows)
+    history = (record, *state.d)
+    y_next = jax.tree_util.tree_map(
+        lambda block, *parts: _combine(block, parts[: len(state.y)], parts[len(state.y) : -1], parts[-1]),
+        row.blocks,
+        *state.y,
+        *history,
+        jax.tree_util.tree_map(lambda _: None, y) if z is None else z,
+        is_leaf=_is_rows,
+    )
+    hook_state = state.hook
+    if hook is not None and (hook.project is not None or hook.correct is not None):
+        fixed, changed = y_next, hook_state
+        if hook.correct is not None:
+            fixed, changed = hook.correct(keys, row, y, predicted, fixed, hook_state)
+        if hook.project is not None:
+            fixed = hook.project(fixed, row)
+        choose = lambda a, b: jnp.where(row.out, a, b)
+        y_next = jax.tree_util.tree_map(choose, fixed, y_next)
+        hook_state = jax.tree_util.tree_map(choose, changed, hook_state)
+    states = (y_next, *state.y[:-1])
+    return State(states, history[: len(state.d)], denoiser_state, hook_state), predicted
+
+
+def _is_rows(node: Any) -> bool:
+    return hasattr(node, "A") and hasattr(node, "B")
+
+
+def _record(block: Any, predicted: Any) -> Any:
+    """``d = p data + q noise`` on every leaf of the block's part of the state."""
+
+    def one(data: Any, noise: Any) -> Any:
+        if block.q is None:
+            return expand(block.p, data) * data
+        if block.p is None:
+            return expand(block.q, noise) * noise
+        return expand(block.p, data) * data + expand(block.q, noise) * noise
+
+    return jax.tree_util.tree_map(one, predicted.data, predicted.noise)
+
+
+def _combine(block: Any, states: Sequence, records: Sequence, z: Any) -> Any:
+    """``sum A y + sum B d + C z + E`` on every leaf; at least float32, returned in the state's dtype."""
+    S, R = block.A.shape[0], block.B.shape[0]
+
+    def one(*values: Any) -> Any:
+        ys, ds, noise = values[:S], values[S : S + R], values[S + R :]
+        total = sum(expand(block.A[h], v) * v for h, v in enumerate(ys))
+        total = total + sum(expand(block.B[h], v) * v for h, v in enumerate(ds))
+        if block.C is not None:
+            total = total + expand(block.C, ys[0]) * noise[0]
+        if block.E is not None:
+            total = total + expand(block.E, ys[0])
+        return total.astype(ys[0].dtype)
+
+    extra = () if block.C is None else (z,)
+    return jax.tree_util.tree_map(one, *states[:S], *records[:R], *extra)
+
+
+def run(
+    table: Table,
+    d: Any,
+    x: Any,
+    key: jax.Array | None = None,
+    *,
+    index: Any = None,
+    hooks: Hooks | None = None,
+    record: Sequence[str] = (),
+) -> Any:
+    """Run a table from ``x``, distributed as x_t at the table's first time; returns the last state.
+
+    ``x`` (B, ...) or a pytree of such leaves; ``key`` a typed threefry key, needed by stochastic tables only; ``index``
+    (B,) global sample indices (default 0..B-1) or an integer offset. ``record``: any of "states", "predictions"; the
+    result is then ``(x, {"states": (K, B, ...), ...})``, one entry a row (``table.out`` marks the grid rows). Pure: vmap it
+    over a stack of tables, over scales, over starts. Raises ValueError for a missing key and unknown names.
+    """
+    unknown = [name for name in record if name not in RECORDS]
+    if unknown:
+        raise ValueError(f"record: {unknown[0]!r} is unknown; allowed: {', '.join(RECORDS)}")
+    table, d = device(table), prediction.lift(d)
+    if key is not None:
+        check_key(key)
+        index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
+    elif any(block.stochastic for block in blocks_of(table)) and (hooks is None or hooks.noise is None):
+        raise ValueError("key: missing; this table draws noise, give a typed key (jax.random.key(seed))")
+
+    def step(state: State, row: Row) -> tuple[State, dict]:
+        state, predicted = advance(table, d, hooks, state, row, index)
+        kept = {"states": state.y[0], "predictions": predicted}
+        return state, {name: kept[name] for name in record}
+
+    rows = rows_of(table, key)
+    if key is not None and hooks is not None and rows.key is None:  # hooks are promised keys on any table
+        rows = dataclasses.replace(rows, key=_row_keys(key, table.rows))
+    state, history = jax.lax.scan(step, begin(table, d, x, key, index, hooks), rows)
+    return (state.y[0], history) if record else state.y[0]
+
+
+def _indices(index: Any, batch: int) -> jax.Array:
+    if index is None:
+        return jnp.arange(batch, dtype=jnp.uint32)
+    index = jnp.asarray(index)
+    if index.ndim == 0:
+        return index.astype(jnp.uint32) + jnp.arange(batch, dtype=jnp.uint32)
+    if index.shape != (batch,):
+        raise ValueError(
+            f"index: shape {index.shape} given; need ({batch},), one global index a sample, or an offset"
+        )
+    return index.astype(jnp.uint32)
+
+
+@functools.cache
+def _threefry() -> Any:
+    return jax.random.key(0, impl="threefry2x32").dtype
+
+
+def check_key(key: Any) -> None:
+    """Refuse anything but one typed threefry key: other generators are not invariant to batch and devices."""
+    if getattr(key, "dtype", None) != _threefry() or key.shape != ():
+        got = f"{getattr(key, 'dtype', type(key).__name__)} of shape {getattr(key, 'shape', ())}"
+        raise ValueError(f"key: {got} given; need one typed threefry key, jax.random.key(seed)")
+
+
+def sample(
+    table: Table,
+    d: Any,
+    key: jax.Array,
+    shape: Any,
+    *,
+    index: Any = None,
+    sharding: jax.sharding.Sharding | None = None,
+    cond: Any = None,
+    init: Any = None,
+    hooks: Hooks | None = None,
+    record: Sequence[str] = (),
+    dtype: Any = jnp.float32,
+) -> Any:
+    """Draw samples with one compiled scan.
+
+    ``shape``: (B, ...) of the samples, or a pytree of shapes for multi-block states. ``key``: typed threefry key;
+    ``index``: as in :func:`run`, so that chunks of one large set are ``index=0, B, 2B, ...``. ``sharding`` lays out the batch
+    axis. ``cond`` is handed to ``condition(d, cond)``. ``init`` (B, ...): clean data to start from at the grid's first
+    (intermediate) time, ``alpha init + sigma noise``; without it the start is the process's prior. ``record``: as in
+    :func:`run`. New parameters, scales, conditions, grids or solvers of the same table structure do not retrace.
+    Raises ValueError naming the argument for bad keys, shapes, laws and names.
+    """
+    check_key(key)
+    process = getattr(d, "process", None)
+    if process is not None and process.noise.name != table.law.name:
+        raise ValueError(
+            f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
+        )
+    if cond is not None:
+        d = prediction.condition(d, cond)
+    shape = _shape(shape)
+    return _sample(
+        device(table),
+        prediction.lift(d),
+        key,
+        index,
+        init,
+        hooks,
+        shape=shape,
+        sharding=sharding,
+        record=tuple(record),
+        dtype=jnp.dtype(dtype),
+    )
+
+
+class _Shapes(tuple):
+    """A pytree of shapes made hashable: ``(treedef, shapes)``."""
+
+
+def _shape(shape: Any) -> Any:
+    if isinstance(shape, tuple) and all(isinstance(n, (int, np.integer)) for n in shape):
+        if len(shape) < 1 or min(shape) < 1:
+            raise ValueError(f"shape: {shape} given; need (batch, ...) with positive sizes")
+        return shape
+    is_shape = lambda s: isinstance(s, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in s)
+    leaves, structure = jax.tree_util.tree_flatten(shape, is_leaf=is_shape)
+    if not leaves or not all(is_shape(s) for s in leaves) or len({s[0] for s in leaves}) != 1:
+        raise ValueError(f"shape: {shape} given; need (batch, ...) or a pytree of such with one batch size")
+    return _Shapes((structure, tuple(tuple(s) for s in leaves)))
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "sharding", "record", "dtype"))
+def _sample(
+    table: Table,
+    d: Any,
+    key: jax.Array,
+    index: Any,
+    init: Any,
+    hooks: Hooks | None,
+    *,
+    shape: Any,
+    sharding: Any,
+    record: tuple[str, ...],
+    dtype: Any,
+) -> Any:
+    if isinstance(shape, _Shapes):
+        x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
+    else:
+        x = jax.ShapeDtypeStruct(shape, dtype)
+    batch = jax.tree_util.tree_leaves(x)[0].shape[0]
+    index = _indices(index, batch)
+    if sharding is not None:
+        index = jax.lax.with_sharding_constraint(index, sharding)
+    z = _draw(table, sample_keys(key, index), x)
+    scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.alpha[0])))
+
+    def place(n: Any, clean: Any) -> Any:
+        size, signal = next(scale)
+        start = expand(size, n) * n
+        return start if clean is None else start + expand(signal, n) * jnp.asarray(clean, n.dtype)
+
+    if init is None:
+        start = jax.tree_util.tree_map(lambda n: place(n, None), z)
+    else:
+        start = jax.tree_util.tree_map(place, z, init)
+    return run(table, d, start, key, index=index, hooks=hooks, record=record)
