@@ -176,13 +176,10 @@ def advance(table: Table, d: Any, hook: Hooks | None, state: State, row: Row, in
         row.mode,
     )
     predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, query)
+    keys = None if row.key is None else sample_keys(row.key, index)
     z = None
     if any(block.C is not None for block in blocks_of(table)):
-        z = (
-            hook.noise(keys, row, y)
-            if hook is not None and hook.noise is not None
-            else _draw(table, keys, ROW + row.k, y)
-        )
+        z = _draw(table, keys, y) if hook is None or hook.noise is None else hook.noise(keys, row, y)
     # every block sees its own part of each tree
     record = jax.tree_util.tree_map(_record, row.blocks, predicted, is_leaf=_is_rows)
     history = (record, *state.d)
