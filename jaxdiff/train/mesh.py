@@ -87,7 +87,7 @@ def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Place this process's part of a batch (numpy arrays, equal leading axes) on the mesh; asynchronous.
 
     Raises:
-        ValueError: if leading axes differ, do not divide by the mesh, or "index" does not fit in int32.
+        ValueError: if leading axes differ, do not divide by the mesh, or "index" does not fit in 32 bits.
     """
     leaves = jax.tree.leaves(batch)
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else None for leaf in leaves}
@@ -96,8 +96,8 @@ def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         raise ValueError(f"batch: every array needs the same leading axis, got shapes {shapes}")
     check_batch_size(lengths.pop() * jax.process_count(), mesh)
     index = batch.get("index")
-    if isinstance(index, np.ndarray) and index.size and int(index.max()) > np.iinfo(np.int32).max:
-        raise ValueError(f"batch['index'] reaches {index.max()}, above the int32 limit")
+    if isinstance(index, np.ndarray) and index.size and int(index.max()) > np.iinfo(np.uint32).max:
+        raise ValueError(f"batch['index'] reaches {index.max()}, above 2^32 - 1; take it modulo 2^32")
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)

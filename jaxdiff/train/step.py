@@ -256,13 +256,11 @@ def make_step(
         layout = jax.tree.map(lambda _: replicated(mesh), params) if shardings is None else shardings.params[name]
         return _automatic_gradient(player.loss, mesh, accumulate, layout)
 
-    def move(name: str, number: int, state: TrainState, batch: dict, step_key: jax.Array, fixed: Any) -> tuple:
+    def move(name: str, key: jax.Array, state: TrainState, batch: dict, fixed: Any) -> tuple:
         """One player's update: (its new params, opt, ema, skipped, in_a_row) and metrics."""
         player = game[name]
         params, opt, ema = state.params[name], state.opt[name], state.ema[name]
         skipped = state.skipped[name]
-        # other players draw other keys; counting down from 2^32 cannot meet an example's int32 index
-        key = step_key if number == 0 else jax.random.fold_in(step_key, jnp.uint32(2**32 - number))
         averaged = {other: trees[0] for other, trees in state.ema.items() if trees}
         seen = _cast((state.params, averaged, fixed[0]), compute_dtype)
         ctx = Ctx(step=state.step, players=seen[0], ema=seen[1], teacher=seen[2], extra=fixed[1])
@@ -307,10 +305,12 @@ def make_step(
             raise ValueError(f"batch needs 'index' (global example index), it has {sorted(batch)}")
         check_batch_size(batch["index"].shape[0], mesh, accumulate)
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
-        step_key = jax.random.fold_in(key, state.step)
         metrics = {}
         for number, (name, player) in enumerate(game.items()):
-            play = lambda s, name=name, number=number: move(name, number, s, batch, step_key, fixed)
+            # later players draw other keys; counting down from 2^32 cannot meet an int32 step number
+            own_key = key if number == 0 else jax.random.fold_in(key, jnp.uint32(2**32 - number))
+            step_key = jax.random.fold_in(own_key, state.step)
+            play = lambda s, name=name, step_key=step_key: move(name, step_key, s, batch, fixed)
 
             def rest(s: TrainState, name: str = name, play: Callable = play) -> tuple:
                 own = (s.params[name], s.opt[name], s.ema[name], s.skipped[name], s.skipped_in_a_row[name])
@@ -321,10 +321,8 @@ def make_step(
             else:
                 own, metrics[name] = jax.lax.cond(state.step % player.period == 0, play, rest, state)
             fields = ("params", "opt", "ema", "skipped", "skipped_in_a_row")
-            state = dataclasses.replace(
-                state,
-                **{field: getattr(state, field) | {name: value} for field, value in zip(fields, own)},
-            )
+            changed = {field: getattr(state, field) | {name: value} for field, value in zip(fields, own)}
+            state = dataclasses.replace(state, **changed)
         return dataclasses.replace(state, step=state.step + 1), metrics
 
     layout = replicated(mesh) if shardings is None else shardings
