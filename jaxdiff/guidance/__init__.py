@@ -1,1 +1,30 @@
-"""guidance"""
+"""Guidance: functions from denoisers to denoisers.
+
+``linear_mix`` is the one idea, ``sum_i w_i(t) D_i`` with weights of sum one; ``cfg``, ``cfg_rescale``, ``cfg_pp``,
+``autoguidance`` and ``compose`` are its named forms, ``interval`` limits any of them to some noise levels.
+``GUIDANCES`` lists by config name those that need one conditional denoiser and a scale.
+"""
+
+from jaxdiff.guidance.branches import Cfg, Compose, cfg, cfg_pp, cfg_pp_weight, cfg_rescale, compose
+from jaxdiff.guidance.interval import autoguidance, interval
+from jaxdiff.guidance.mix import Mix, Schedule, Window, linear_mix, mix_predictions
+
+__all__ = [
+    "GUIDANCES",
+    "Cfg",
+    "Compose",
+    "Mix",
+    "Schedule",
+    "Window",
+    "autoguidance",
+    "cfg",
+    "cfg_pp",
+    "cfg_pp_weight",
+    "cfg_rescale",
+    "compose",
+    "interval",
+    "linear_mix",
+    "mix_predictions",
+]
+
+GUIDANCES = {"cfg": cfg, "cfg_rescale": cfg_rescale, "cfg_pp": cfg_pp}
