@@ -75,17 +75,14 @@ def labels_of(cond: Any, num_classes: int) -> jax.Array | None:
         return None
     if cond is None:
         return jnp.full((1,), num_classes, jnp.int32)
-    concrete = not isinstance(cond, jax.core.Tracer)
     label = jnp.asarray(cond)
     if not jnp.issubdtype(label.dtype, jnp.integer) or label.ndim > 1:
         raise ValueError(f"cond label has dtype {label.dtype} and shape {label.shape}; give integers of shape (B,)")
-    if concrete and label.size:
-        low, high = int(label.min()), int(label.max())
-        if low < 0 or high > num_classes:
-            worst = low if low < 0 else high
-            raise ValueError(
-                f"cond label {worst} is out of range; allowed 0..{num_classes - 1}, {num_classes} = null"
-            )
+    if not isinstance(cond, jax.core.Tracer):
+        # numpy, because a concrete array closed over inside jit still turns jnp results into tracers
+        for worst in np.asarray(cond).reshape(-1):
+            if not 0 <= worst <= num_classes:
+                raise ValueError(f"cond label {worst} is out of range; allowed 0..{num_classes}, the last is null")
     return label.reshape(-1)
 
 
