@@ -66,7 +66,7 @@ def tfds(name: str, split: str = "train", data_dir: str | None = None) -> Datase
     base = name.split("/")[0].split(":")[0]
     if not (folder / base).is_dir():
         there = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "downloads")
-        message = not_allowed(field, f"tfds:{name}", [f"tfds:{n}" for n in there] or ["(none)"])
+        message = not_allowed("data.name", f"tfds:{name}", [f"tfds:{n}" for n in there] or ["(none)"])
         raise FileNotFoundError(f"data.data_dir={str(data_dir)!r}: {message}")
     try:
         with _quiet():

@@ -149,7 +149,7 @@ def load(
         ValueError, FileNotFoundError, ModuleNotFoundError: one line naming the field, the value and what is
         allowed.
     """
-    head, colon, argument = name.partition(":")
+    head, colon, argument = str(name).partition(":")
     if head not in SOURCES:
         raise not_allowed("data.name", name, ["digits", "toy2d:<family>", "npz:<path>", "tfds:<name>", "arrays"])
     mode = {"auto": "auto", "true": True, "false": False}.get(str(in_memory).lower())
@@ -161,12 +161,11 @@ def load(
     takes = needs if head != "arrays" else None
     if bool(argument) != bool(takes) or (colon and not argument):
         form = f"{head}:<{takes}>" if takes else head
-        raise ValueError(f"data.name={name!r} is not complete; allowed: {form!r}" + _members(head))
+        raise ValueError(f"data.name={name!r} has the wrong form; allowed: {form!r}" + _members(head))
+    allowed = [p for p in known if p not in (takes, "split")]
     for option in options:
-        if option not in known:
-            raise not_allowed(
-                f"data option (data.name={name!r})", option, [p for p in known if p not in (takes, "split")]
-            )
+        if option not in allowed:
+            raise not_allowed(f"data.{option} (data.name={name!r}): option", option, allowed or ["(none)"])
     if head == "arrays" and "values" not in options:
         raise ValueError("data.name='arrays' needs the option values={name: array, ...}; none given")
     if "data_dir" in known:

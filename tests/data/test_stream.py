@@ -1,0 +1,136 @@
+"""Reading ahead: order, bounds, errors, waiting; and grain's path equal to the one in memory."""
+
+import dataclasses
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxdiff import data
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """Records that are not arrays, so that a pipeline reads them through grain."""
+
+    arrays: dict
+
+    def __len__(self):
+        return len(self.arrays["x0"])
+
+    def read(self, rows):
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+
+def images(size=37):
+    rng = np.random.default_rng(0)
+    return data.arrays({"image": rng.integers(0, 256, (size, 4, 4, 1), np.uint8), "label": rng.integers(0, 3, size)})
+
+
+def readers():
+    return [t for t in threading.enumerate() if t.name == "jaxdiff-data"]
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_grain_gives_the_same_bits_as_memory(start):
+    ram = images()
+    lazy = dataclasses.replace(ram, records=Lazy(ram.records.arrays))
+    assert ram.in_memory and not lazy.in_memory
+    with (
+        data.pipeline(ram, 8, seed=1, flip=True).stream(start, 30) as a,
+        data.pipeline(lazy, 8, seed=1, flip=True).stream(start, 30) as b,
+    ):
+        pairs = list(zip(a, b, strict=True))
+    assert len(pairs) == 30 - start
+    for left, right in pairs:
+        assert sorted(left) == sorted(right) == ["index", "label", "x0"]
+        assert all(left[k].tobytes() == right[k].tobytes() and left[k].dtype == right[k].dtype for k in left)
+    assert pairs[0][0]["index"][0] == 8 * start
+
+
+@pytest.mark.slow
+def test_grain_worker_processes_give_the_same_bits():
+    ram = images()
+    lazy = dataclasses.replace(ram, records=Lazy(ram.records.arrays))
+    with data.pipeline(lazy, 8, seed=1, workers=2, threads=1).stream(3, 12) as stream:
+        batches = list(stream)
+    expected = [data.pipeline(ram, 8, seed=1).batch_at(step) for step in range(3, 12)]
+    assert len(batches) == 9
+    for left, right in zip(batches, expected):
+        assert all(left[k].tobytes() == right[k].tobytes() for k in right)
+
+
+def test_decode_reads_all_once():
+    ram = images()
+    again = data.decode(dataclasses.replace(ram, records=Lazy(ram.records.arrays)), chunk=10)
+    assert again.in_memory and all(np.array_equal(again.records.arrays[k], v) for k, v in ram.records.arrays.items())
+
+
+def test_order_bound_and_end():
+    taken = []
+
+    def source():
+        for k in range(50):
+            taken.append(k)
+            yield k
+
+    stream = data.Stream(source(), buffer=3)
+    time.sleep(0.2)
+    assert len(taken) == 4  # three in the queue and one in hand: bounded
+    assert list(stream) == list(range(50))
+    with pytest.raises(StopIteration):
+        next(stream)
+    assert not stream._thread.is_alive()
+
+
+def test_an_error_arrives_in_its_place():
+    def source():
+        yield 1
+        yield 2
+        raise OSError("record 3 is torn")
+
+    stream = data.Stream(source())
+    assert [next(stream), next(stream)] == [1, 2]
+    with pytest.raises(OSError, match="record 3 is torn"):
+        next(stream)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_wait_fraction_tells_a_slow_reader_from_a_slow_consumer():
+    def source(seconds):
+        for k in range(12):
+            time.sleep(seconds)
+            yield k
+
+    starved = data.Stream(source(0.03))
+    assert starved.wait_fraction == 0.0
+    assert len(list(starved)) == 12
+    assert starved.wait_fraction > 0.8 and 0.25 < starved.wait_seconds < 5
+    assert starved.first_wait_seconds >= 0.02
+    fed = data.Stream(source(0.0))
+    for _ in fed:
+        time.sleep(0.02)
+    assert fed.wait_fraction < 0.2
+
+
+def test_close_and_abandonment_end_the_thread():
+    pipe = data.pipeline(images(), 8)
+    before = len(readers())
+    with pipe.stream() as stream:
+        next(stream)
+        assert len(readers()) == before + 1
+    stream.close()
+    assert len(readers()) == before
+    with pytest.raises(StopIteration):
+        next(stream)
+    lost = pipe.stream()
+    next(lost)
+    del lost
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while len(readers()) > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(readers()) == before
