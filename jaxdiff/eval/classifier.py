@@ -72,11 +72,12 @@ def apply(params: Mapping[str, Any], images: Any, *, keep: Any = None) -> Featur
 
 
 def save(path: str | pathlib.Path, params: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Write weights as float16 with JSON metadata values; the file appears whole or not at all."""
+    """Write weights as float16 with JSON metadata: whole or not at all, equal bytes for equal input."""
     from safetensors.numpy import save as encode
 
     tensors = {name: np.asarray(params[name], np.float16) for name in SHAPES}
-    blob = encode(tensors, metadata={name: json.dumps(value) for name, value in metadata.items()})
+    # one entry: safetensors writes several in no fixed order
+    blob = encode(tensors, metadata={"about": json.dumps(dict(metadata), sort_keys=True)})
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(blob)
@@ -95,7 +96,7 @@ def load(path: str | pathlib.Path = WEIGHTS) -> tuple[dict[str, np.ndarray], dic
     try:
         with safe_open(str(path), framework="numpy") as file:
             params = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get("about", "{}"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"weights: {path} is not a readable safetensors file ({error})") from error
     found = {name: value.shape for name, value in params.items()}

@@ -106,7 +106,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def loss_curves(curves: Mapping[str, tuple[Any, Any]], path: Any, *, title: str = "") -> Any:
+def loss_curves(curves: Mapping[str, tuple[Any, Any]], path: Any, *, title: str = "", x_label: str = "step") -> Any:
     """Curves against the step as one PNG: ``{name: (steps (N,), values (N,))}``; returns the path.
 
     Raw values are drawn thin and their running mean thick; the axis is logarithmic when everything is positive
@@ -133,7 +133,7 @@ def loss_curves(curves: Mapping[str, tuple[Any, Any]], path: Any, *, title: str 
     together = np.concatenate([values for _, values in kept.values()])
     if together.min() > 0 and together.max() > 10 * together.min():
         axes.set_yscale("log")
-    axes.set_xlabel("step")
+    axes.set_xlabel(x_label)
     axes.set_ylabel(next(iter(kept)) if len(kept) == 1 else "value")
     if len(kept) > 1:
         axes.legend(frameon=False)

@@ -16,6 +16,8 @@ on and new ones. So "distance <= 2x the floor" is read as a ratio of two numbers
   generator.
 - The means run over ``subsets`` draws s; the spread beside them is the standard deviation of one draw. Draws from
   one pool overlap, so the spread is not the error of the mean.
+- Equal class counts are not independent draws: kid and mmd, unbiased for those, then lie slightly below zero for
+  equal laws, on both sides alike. Their floor is the value to compare with, not zero.
 
 A generator that copies the training set reaches ratio 1: the memorisation rows are there to tell that apart.
 """
