@@ -144,9 +144,9 @@ def _norms(**trees: Any) -> dict[str, jax.Array]:
     """Global norm of each tree, and of each of its top-level blocks."""
     out = {}
     for name, tree in trees.items():
-        out[f"stats/{name}_norm"] = optax.global_norm(tree)
+        out[f"stats/{name}_norm"] = optax.tree.norm(tree)
         for block, part in _blocks(tree).items():
-            out[f"stats/{name}_norm/{block}"] = optax.global_norm(part)
+            out[f"stats/{name}_norm/{block}"] = optax.tree.norm(part)
     return out
 
 
@@ -267,7 +267,7 @@ def make_step(
         grads, loss, metrics = gradient_of(name, player, params)(seen[0][name], batch, key, ctx)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
 
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         done = (state.step + player.period - 1) // player.period - skipped  # good updates before this one
         updates, new_opt = player.optimiser.update(grads, opt, params)
