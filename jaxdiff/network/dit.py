@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdiff.network.attention import SelfAttention
 from jaxdiff.network.embedding import Conditioning
-from jaxdiff.network.options import at_least, check_option_names, construct, option_names
+from jaxdiff.network.options import at_least, check_conditioning, check_option_names, construct, option_names
 from jaxdiff.network.output import NetOut, Taps
 
 ZEROS = nn.initializers.zeros
@@ -119,8 +119,8 @@ class DiT(nn.Module):
         """Raise ``ValueError`` for a field out of range."""
         at_least(self, 1, "depth", "heads", "patch")
         at_least(self, 4, "width")
-        at_least(self, 2, "time_features")
-        at_least(self, 0, "num_classes", "mlp_ratio")
+        check_conditioning(self)
+        at_least(self, 0, "mlp_ratio")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"network DiT: width={self.width} must be a multiple of 4 and of heads={self.heads}")
 

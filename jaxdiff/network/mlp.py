@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.network.embedding import Conditioning
-from jaxdiff.network.options import at_least
+from jaxdiff.network.options import at_least, check_conditioning
 from jaxdiff.network.output import NetOut, Taps
 
 
@@ -43,8 +43,7 @@ class MLP(nn.Module):
     def check(self) -> None:
         """Raise ``ValueError`` for a field out of range."""
         at_least(self, 1, "width", "depth")
-        at_least(self, 2, "time_features")
-        at_least(self, 0, "num_classes")
+        check_conditioning(self)
 
     @nn.compact
     def __call__(

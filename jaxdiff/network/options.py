@@ -70,3 +70,14 @@ def at_least(net: nn.Module, low: float, *names: str) -> None:
         value = getattr(net, name)
         if not value >= low:
             raise ValueError(f"network {type(net).__name__}: {name}={value!r} must be >= {low}")
+
+
+def check_conditioning(net: nn.Module) -> None:
+    """Check the fields that every network shares: time features, their frequencies, label classes."""
+    at_least(net, 2, "time_features")
+    at_least(net, 0, "num_classes")
+    where = f"network {type(net).__name__}"
+    if net.time_features % 2:
+        raise ValueError(f"{where}: time_features={net.time_features!r} must be even")
+    if len(net.frequencies) != 2 or not 0 < net.frequencies[0] < net.frequencies[1]:
+        raise ValueError(f"{where}: frequencies={net.frequencies!r} must be two positive numbers, low < high")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxdiff.network.attention import SelfAttention
 from jaxdiff.network.embedding import Conditioning
-from jaxdiff.network.options import at_least
+from jaxdiff.network.options import at_least, check_conditioning
 from jaxdiff.network.output import NetOut, Taps
 
 ZEROS = nn.initializers.zeros
@@ -114,8 +114,8 @@ class UNet(nn.Module):
     def check(self) -> None:
         """Raise ``ValueError`` for a field out of range."""
         at_least(self, 1, "channels", "blocks", "heads")
-        at_least(self, 2, "time_features")
-        at_least(self, 0, "num_classes", "dropout")
+        check_conditioning(self)
+        at_least(self, 0, "dropout")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"network UNet: multipliers={self.multipliers!r} must be one or more integers >= 1")
         if self.dropout >= 1:
