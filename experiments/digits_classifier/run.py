@@ -113,7 +113,7 @@ def main():
     stored = {name: jnp.asarray(np.asarray(value, np.float16), jnp.float32) for name, value in params.items()}
     found = classifier.apply(stored, jnp.asarray(new["x0"]))
     metadata = {
-        "accuracy": float((found.logits.argmax(axis=1) == new["label"]).mean()),
+        "accuracy": eval.agreement_of_logits(found.logits, new["label"]),
         "seed": options.seed,
         "split": "jaxdiff.data.digits: 1437 train, 360 test (every fifth example in class order)",
         "input": "(N, 8, 8, 1), level k of 17 as 2 (k + 1/2) / 17 - 1",

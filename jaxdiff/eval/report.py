@@ -127,6 +127,9 @@ def report(
     for name, points in sets.items():
         if points.ndim < 2 or points.shape[1:] != shape or len(points) < k + 2:
             raise ValueError(f"{name}: shape {points.shape}; expected (N, {str(shape)[1:-1]}) with N >= {k + 2}")
+        bad = int((~np.isfinite(points.reshape(len(points), -1)).all(axis=1)).sum())
+        if bad:
+            raise ValueError(f"{name}: {bad} of {len(points)} hold NaN or infinity; every value must be finite")
     given = {"samples": sample_labels, "heldout": heldout_labels, "train": train_labels}
     labels = {n: None if v is None else _label_array(v, len(sets[n]), f"{n} labels") for n, v in given.items()}
     stratified = all(v is not None for v in labels.values())

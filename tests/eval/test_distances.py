@@ -22,12 +22,16 @@ def test_w2_on_the_line_is_exact_for_equal_and_unequal_counts():
     assert float(ev.wasserstein_1d(np.array([3.0, 1.0]), np.array([2.0, 6.0]))) == pytest.approx(np.sqrt((1 + 9) / 2))
     # quantile steps of {0, 3} against {0, 1, 2}: [0,1/3): 0-0, [1/3,1/2): 0-1, [1/2,2/3): 3-1, [2/3,1): 3-2
     exact = np.sqrt(1 / 6 * 1 + 1 / 6 * 4 + 1 / 3 * 1)
-    assert float(ev.wasserstein_1d(np.array([0.0, 3.0]), np.array([0.0, 1.0, 2.0]))) == pytest.approx(exact, rel=1e-12)
+    assert float(ev.wasserstein_1d(np.array([0.0, 3.0]), np.array([0.0, 1.0, 2.0]))) == pytest.approx(
+        exact, rel=1e-12
+    )
 
 
 def test_w2_with_unequal_counts_equals_repeated_points():
     x, y = RNG.normal(size=12), RNG.normal(size=8) + 0.3
-    assert float(ev.wasserstein_1d(x, y)) == pytest.approx(float(ev.wasserstein_1d(x.repeat(2), y.repeat(3))), rel=1e-12)
+    assert float(ev.wasserstein_1d(x, y)) == pytest.approx(
+        float(ev.wasserstein_1d(x.repeat(2), y.repeat(3))), rel=1e-12
+    )
 
 
 def test_directions_are_seeded_orthonormal_bases():
@@ -73,9 +77,7 @@ def test_frechet_of_commuting_gaussians():
     a, b = np.array([4.0, 1.0, 0.25, 0.0, 2.0]), np.array([1.0, 1.0, 9.0, 3.0, 0.0])
     m1, m2 = RNG.normal(size=(2, 5))
     exact = np.sum((m1 - m2) ** 2) + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2)
-    found = ev.frechet_from_moments(
-        ev.Moments(m1, basis * a @ basis.T), ev.Moments(m2, basis * b @ basis.T)
-    )
+    found = ev.frechet_from_moments(ev.Moments(m1, basis * a @ basis.T), ev.Moments(m2, basis * b @ basis.T))
     assert found == pytest.approx(exact, rel=1e-12)
 
 
@@ -213,7 +215,10 @@ def test_agreement_counts_the_largest_logit():
         (lambda: ev.directions(3, 0), "count: 0"),
         (lambda: ev.moments(np.ones((1, 3))), "at least 2"),
         (lambda: ev.frechet_distance(np.ones((4, 3)), np.ones((4, 2))), "3 and 2 features"),
-        (lambda: ev.frechet_from_moments(*[ev.Moments(np.zeros(2), np.diag([1.0, -1.0]))] * 2), "negative eigenvalue"),
+        (
+            lambda: ev.frechet_from_moments(*[ev.Moments(np.zeros(2), np.diag([1.0, -1.0]))] * 2),
+            "negative eigenvalue",
+        ),
         (lambda: ev.frechet_from_moments(*[ev.Moments(np.zeros(2), np.triu(np.ones((2, 2))))] * 2), "not symmetric"),
         (lambda: ev.kid(np.ones((9, 2)), np.ones((5, 2)), subset_size=6), r"subset_size: 6 .* allowed 2\.\.5"),
         (lambda: ev.kid(np.ones((9, 2)), np.ones((5, 2)), subsets=0), "subsets: 0"),
