@@ -113,14 +113,28 @@ class GaussianMixture:
         return chosen - jax.nn.logsumexp(chosen, -1, keepdims=True)
 
     def _components(self, x: Any, alpha: Any, sigma: Any, cond: Any) -> tuple:
-        """``U_k^T (x - alpha mean_k)`` (..., K, d), its variances, and the joint log-densities (..., K)."""
+        """``U_k^T (x - alpha mean_k)`` (..., K, d), its variances, the joint log-densities (..., K) and their offset.
+
+        The log-densities are formed relative to one reference Gaussian, centred at the mixture's mean with the largest
+        variance v0, so that at low signal they are small numbers (all proportional to alpha) and not small
+        differences of large ones; ``offset`` (...,) is the reference's own log-density.
+        """
         x, restore = rows(x, self.dimension)
-        a, s = aligned(alpha, x)[..., None], aligned(sigma, x)[..., None]
-        spectra = jnp.asarray(self.spectra, x.dtype)
-        z = apply_matrix("kij,...ki->...kj", self.bases, x[..., None, :] - a * jnp.asarray(self.means, x.dtype))
+        a, s = aligned(alpha, x), aligned(sigma, x)
+        spectra, centre = jnp.asarray(self.spectra, x.dtype), self.weights @ self.means
+        x = x - a * jnp.asarray(centre, x.dtype)
+        widest = jnp.max(spectra)
+        v0 = jnp.maximum(a * a * widest + s * s, FLOOR)
+        offset = -0.5 * jnp.sum(x * x / v0 + jnp.log(2 * math.pi * v0), -1)
+        a, s, v0, x = (each[..., None, :] for each in (a, s, v0, x))
+        shift = a * jnp.asarray(self.means - centre, x.dtype)
+        z = apply_matrix("kij,...ki->...kj", self.bases, x - shift)
         v = jnp.maximum(a * a * spectra + s * s, FLOOR)
-        log_density = -0.5 * jnp.sum(z * z / v + jnp.log(v), -1) - 0.5 * self.dimension * math.log(2 * math.pi)
-        return z, v, a, s, spectra, self._log_prior(x, cond) + log_density, restore
+        narrower = a * a * (widest - spectra) / v0  # 1 - v/v0, without cancellation
+        log_ratio = jnp.where(narrower < 0.5, jnp.log1p(-jnp.minimum(narrower, 0.5)), jnp.log(v / v0))
+        square = narrower * z * z / v + shift * (shift - 2 * x) / v0
+        log_joint = self._log_prior(x[..., 0, :], cond) - 0.5 * jnp.sum(square + log_ratio, -1)
+        return z, v, a, s, spectra, log_joint, offset, restore
 
     def log_posterior(self, x: Any, alpha: Any, sigma: Any, cond: Any = None) -> jax.Array:
         """Log-probability of each component given the state, (..., K)."""
@@ -131,7 +145,7 @@ class GaussianMixture:
 
         The responsibility-weighted means of the components' own, ``r_k = softmax_k log w_k N(x; ...)``.
         """
-        z, v, a, s, spectra, log_joint, restore = self._components(x, alpha, sigma, cond)
+        z, v, a, s, spectra, log_joint, _, restore = self._components(x, alpha, sigma, cond)
         r = jax.nn.softmax(log_joint, -1)[..., None]
         u = r * z / v
         data = jnp.sum(r * jnp.asarray(self.means, z.dtype), -2)
@@ -140,7 +154,7 @@ class GaussianMixture:
 
     def score(self, x: Any, alpha: Any, sigma: Any, cond: Any = None) -> jax.Array:
         """``grad_x log p`` of the marginal, shape of ``x``."""
-        z, v, *_, log_joint, restore = self._components(x, alpha, sigma, cond)
+        z, v, *_, log_joint, _, restore = self._components(x, alpha, sigma, cond)
         r = jax.nn.softmax(log_joint, -1)[..., None]
         return restore(apply_matrix("kij,...kj->...i", self.bases, -r * z / v))
 
@@ -154,7 +168,8 @@ class GaussianMixture:
 
         A marginal variance below 1e-24 (points at sigma = 0, which have no density) counts as 1e-24.
         """
-        return jax.nn.logsumexp(self._components(x, alpha, sigma, cond)[5], -1)
+        *_, log_joint, offset, _ = self._components(x, alpha, sigma, cond)
+        return jax.nn.logsumexp(log_joint, -1) + offset
 
     def sample(self, key: jax.Array, shape: Any, dtype: Any = jnp.float32, cond: Any = None) -> jax.Array:
         """Data of shape ``(*shape, d)``; ``shape`` a number of samples or a tuple; ``cond`` aligned with it."""
