@@ -96,12 +96,12 @@ def std_of_gamma(gamma: float) -> float:
 
 
 def gamma_of_std(std: float) -> float:
-    """Inverse of ``std_of_gamma``: largest root of (g+2)^2 (g+3) std^2 = g + 1, for 0 < std < 0.2886 or so.
+    """Inverse of ``std_of_gamma``: largest root of (g+2)^2 (g+3) std^2 = g + 1, for 0 < std <= 12^(-1/2).
 
     Raises:
         ValueError: if the width is not that of any profile with gamma >= 0 (uniform averaging is 1/sqrt(12)).
     """
-    if not 0.0 < std <= 12**-0.5:
+    if not 0.0 < std <= 12**-0.5 * (1 + 1e-12):
         raise ValueError(f"ema.power: std={std}: allowed are 0 < std <= {12**-0.5:.4f}")
     # (g+2)^2 (g+3) - (g+1)/std^2 = g^3 + 7 g^2 + (16 - s) g + (12 - s), s = std^-2
     s = float(std) ** -2

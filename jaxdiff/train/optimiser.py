@@ -143,7 +143,7 @@ def optimiser(
     """The optimiser ``name`` with its schedule, behind a clip by global norm if ``clip`` is given.
 
     Args:
-        name: adam, adamw, lion, muon (matrices; Adam for the rest) or sgd.
+        name: adam, adamw, lion, muon (matrices; Nesterov Adam for the rest) or sgd.
         learning_rate: peak learning rate, or a function of the update count replacing the schedule.
         schedule: constant, cosine, linear or rsqrt, see ``schedule``.
         steps: updates in the run (cosine, linear).

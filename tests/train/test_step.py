@@ -201,9 +201,7 @@ def test_bfloat16_is_seen_by_losses_only():
     game = {"net": player(loss=note)}
     mesh = devices(2)
     state = create_state(game, init, jax.random.key(0), mesh)
-    step = make_step(
-        game, mesh, compute_dtype=jnp.bfloat16, teacher={"w": np.ones(3, np.float32)}, accumulate=2
-    )
+    step = make_step(game, mesh, compute_dtype=jnp.bfloat16, teacher={"w": np.ones(3, np.float32)}, accumulate=2)
     losses, state, metrics = run(step, state, mesh, 10)
     assert all(dtypes == {jnp.dtype(jnp.bfloat16)} for dtypes in seen) and seen
     masters = {x.dtype for x in jax.tree.leaves((state.params, state.ema))}
@@ -248,7 +246,7 @@ def test_bad_input_is_refused_before_compiling():
         put_batch({"x0": np.zeros((8, 2)), "index": np.arange(16)}, mesh)
     with pytest.raises(ValueError, match="2\\^32"):
         put_batch({"index": np.arange(8) + 2**32}, mesh)
-    with pytest.raises(ValueError, match="parallel='shardmap'.*did you mean 'shard_map'"):
+    with pytest.raises(ValueError, match=r"parallel='shardmap'.*did you mean 'shard_map'"):
         make_step(GAME, mesh, parallel="shardmap")
     with pytest.raises(ValueError, match="accumulate=0"):
         make_step(GAME, mesh, accumulate=0)
