@@ -54,12 +54,13 @@ def test_quantile_flow_is_the_quantile_map_to_1e_12():
         )
     with jax.enable_x64(True):
         flow = exact.quantile_flow(world, process.vp())
-        np.testing.assert_allclose(flow.between(jnp.asarray(x), a, b, c, d), expected, rtol=1e-12, atol=1e-12)
+        between = jax.jit(flow.between)
+        np.testing.assert_allclose(between(jnp.asarray(x), a, b, c, d), expected, rtol=1e-12, atol=1e-12)
         # there and back, and through a third level
-        there = flow.between(jnp.asarray(x), a, b, c, d)
-        np.testing.assert_allclose(flow.between(there, c, d, a, b), x, rtol=1e-12, atol=1e-12)
-        half = flow.between(jnp.asarray(x), a, b, 0.6, 0.7)
-        np.testing.assert_allclose(flow.between(half, 0.6, 0.7, c, d), there, rtol=1e-12, atol=1e-12)
+        there = between(jnp.asarray(x), a, b, c, d)
+        np.testing.assert_allclose(between(there, c, d, a, b), x, rtol=1e-12, atol=1e-12)
+        half = between(jnp.asarray(x), a, b, 0.6, 0.7)
+        np.testing.assert_allclose(between(half, 0.6, 0.7, c, d), there, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["vp", "linear", "edm"])
@@ -83,14 +84,16 @@ def test_derivatives_are_density_ratios():
     path, world = process.linear(), line()
     with jax.enable_x64(True):
         flow = exact.quantile_flow(world, path)
+        run = jax.jit(flow)
         x, t, s = jnp.linspace(-2.0, 2.0, 9), 0.7, 0.2
-        slope = jax.vmap(jax.grad(lambda x: flow(x, t, s)))(x)
-        np.testing.assert_allclose(slope, flow.jacobian(x, t, s), rtol=1e-9)
+        slope = jax.jit(jax.vmap(jax.grad(lambda x: flow(x, t, s))))(x)
+        np.testing.assert_allclose(slope, jax.jit(flow.jacobian)(x, t, s), rtol=1e-9)
         # dx_s/ds is the velocity at the end, and a parameter's derivative matches central differences
-        at = flow(x, t, s)
-        ds = jax.jacfwd(lambda s: flow(x, t, s))(jnp.asarray(s))
+        at = run(x, t, s)
+        ds = jax.jit(jax.jacfwd(lambda s: flow(x, t, s)))(s)
         np.testing.assert_allclose(ds, world.velocity(at, path.coefficients(s)), rtol=1e-8, atol=1e-9)
 
+        @jax.jit
         def moved(shift):
             again = exact.GaussianMixture(
                 world.weights, world.means + shift, bases=world.bases, spectra=world.spectra, labels=None
@@ -99,12 +102,12 @@ def test_derivatives_are_density_ratios():
 
         slope = jax.jacfwd(moved)(jnp.asarray(0.0))
         np.testing.assert_allclose(slope, (moved(1e-5) - moved(-1e-5)) / 2e-5, rtol=1e-7, atol=1e-8)
-        assert np.all(np.isfinite(jax.jacrev(lambda x: flow(x, t, s).sum())(x)))
+        assert np.all(np.isfinite(jax.jit(jax.jacrev(lambda x: flow(x, t, s).sum()))(x)))
 
 
 def test_quantile_flow_shapes_points_and_vmap():
     path, world = process.vp(), line()
-    flow = exact.quantile_flow(world, path)
+    flow = jax.jit(exact.quantile_flow(world, path))
     x = jnp.linspace(-2, 2, 6)
     column = flow(x[:, None], 0.8, 0.1)
     np.testing.assert_array_equal(column[:, 0], flow(x, 0.8, 0.1))
@@ -112,10 +115,11 @@ def test_quantile_flow_shapes_points_and_vmap():
     mapped = jax.vmap(flow, (0, 0, None))(x, times, 0.05)
     np.testing.assert_allclose(flow(x, times, 0.05), mapped, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(flow(x, 0.4, 0.4), x, rtol=1e-5, atol=1e-6)
-    points = exact.quantile_flow(exact.GaussianMixture([0.25, 0.75], [-1.0, 2.0], 0.0), process.linear())
+    points = exact.GaussianMixture([0.25, 0.75], [-1.0, 2.0], 0.0)
+    points = jax.jit(exact.quantile_flow(points, process.linear()))
     z = jnp.linspace(-3, 3, 12)  # the quarter quantile of the normal is -0.6745
     np.testing.assert_allclose(points(z, 1.0, 0.0), np.where(np.asarray(z) < -0.6745, -1.0, 2.0), atol=1e-6)
-    still = exact.quantile_flow(exact.Delta(0.5), process.linear())
+    still = jax.jit(exact.quantile_flow(exact.Delta(0.5), process.linear()))
     np.testing.assert_allclose(still(z, 0.5, 0.25), 0.75 * 0.5 + 0.5 * (z - 0.25), rtol=1e-5, atol=1e-6)
 
 

@@ -122,7 +122,7 @@ def test_velocity_carries_the_density(name):
         points = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)))
         scale = path.coefficients(times)
         points = points * jnp.hypot(scale.alpha, scale.sigma)[:, None]
-        carried, planck, size = jax.vmap(residuals)(times, points)
+        carried, planck, size = jax.jit(jax.vmap(residuals))(times, points)
         assert np.all(size > 1e-3)
         np.testing.assert_array_less(np.abs(carried), 1e-9 * (1 + size))
         np.testing.assert_array_less(np.abs(planck), 1e-9 * (1 + size))
@@ -190,19 +190,20 @@ def test_delta_is_the_narrow_gaussian():
 def test_batched_times_vmap_and_shapes():
     world, x = plane(), jax.random.normal(jax.random.key(1), (3, 2))
     alpha, sigma = jnp.array([0.9, 0.5, 0.0]), jnp.array([0.1, 0.5, 1.0])
-    batched = world.predict(x, alpha, sigma)
-    mapped = jax.vmap(world.predict)(x, alpha, sigma)
+    predict = jax.jit(lambda w, x, a, s: w.predict(x, a, s))
+    batched = predict(world, x, alpha, sigma)
+    mapped = jax.jit(jax.vmap(world.predict))(x, alpha, sigma)
     for i in range(3):
-        one = world.predict(x[i], alpha[i], sigma[i])
+        one = predict(world, x[i], alpha[i], sigma[i])
         np.testing.assert_allclose(batched.data[i], one.data, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(mapped.noise[i], one.noise, rtol=1e-5, atol=1e-6)
-    frames = world.predict(jnp.stack([x, x], 1), jnp.stack([alpha, alpha], 1), jnp.stack([sigma, sigma], 1))
+    frames = predict(world, jnp.stack([x, x], 1), jnp.stack([alpha, alpha], 1), jnp.stack([sigma, sigma], 1))
     np.testing.assert_allclose(frames.data[:, 1], batched.data, rtol=1e-5, atol=1e-6)
     d1 = line()
     bare, column = jnp.linspace(-2, 2, 5), jnp.linspace(-2, 2, 5)[:, None]
-    np.testing.assert_array_equal(d1.predict(bare, 0.5, 0.5).data, d1.predict(column, 0.5, 0.5).data[:, 0])
+    np.testing.assert_array_equal(predict(d1, bare, 0.5, 0.5).data, predict(d1, column, 0.5, 0.5).data[:, 0])
     assert d1.log_prob(bare, 0.5, 0.5).shape == d1.log_prob(column, 0.5, 0.5).shape == (5,)
-    assert world.predict(x.astype(jnp.bfloat16), 0.5, 0.5).data.dtype == jnp.bfloat16
+    assert predict(world, x.astype(jnp.bfloat16), 0.5, 0.5).data.dtype == jnp.bfloat16
     # a world is a pytree: its parameters are data to jit, grad and vmap
     shifted = jax.vmap(
         lambda m: exact.Gaussian(m, basis=jnp.eye(2), spectrum=jnp.ones(2)).predict(x[0], 1.0, 1.0).data
@@ -235,10 +236,11 @@ def test_labels_select_components():
         world.weights[1:], world.means[1:], (world.bases * world.spectra[:, None, :] @ world.bases.mT)[1:]
     )
     first = exact.Gaussian(world.means[0], COV)
-    mixed = d.condition(np.array([0, 1, -1, 1]))(x, 0.4)
+    ask = jax.jit(lambda d, x: d(x, 0.4))
+    mixed = ask(d.condition(np.array([0, 1, -1, 1])), x)
     for i, each in enumerate([first, alone, world, alone]):
-        np.testing.assert_allclose(mixed.data[i], exact.denoiser(each, path)(x[i : i + 1], 0.4).data[0], rtol=2e-5)
-    np.testing.assert_allclose(d.condition(1)(x, 0.4).noise, exact.denoiser(alone, path)(x, 0.4).noise, rtol=2e-5)
+        np.testing.assert_allclose(mixed.data[i], ask(exact.denoiser(each, path), x).data[i], rtol=2e-5)
+    np.testing.assert_allclose(ask(d.condition(1), x).noise, ask(exact.denoiser(alone, path), x).noise, rtol=2e-5)
     drawn = world.sample(jax.random.key(0), 4000, cond=jnp.zeros(4000, int))
     np.testing.assert_allclose(drawn.mean(0), world.means[0], atol=5 * np.sqrt(0.5 / 4000))
     # Bayes: log p(x | class) - log p(x) = log p(class | x) - log p(class)
