@@ -1,0 +1,1 @@
+"""What the command line does: a config becomes objects (``assemble``), and train, sample, evaluate run them."""

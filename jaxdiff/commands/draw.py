@@ -1,0 +1,192 @@
+"""Drawing samples from a trained run: parameters, labels, batches by global index, files that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxdiff import config as config_lib
+from jaxdiff import solver
+from jaxdiff.commands import assemble
+from jaxdiff.config import ConfigError
+from jaxdiff.data import from_levels, to_levels
+from jaxdiff.eval import image_grid
+from jaxdiff.solver.table import Table
+from jaxdiff.train.checkpoint import Checkpointer
+from jaxdiff.train.mesh import batch_sharding, make_mesh
+from jaxdiff.train.state import abstract_state
+
+__all__ = ["averaged", "batch", "labels", "load_run", "run", "to_file"]
+
+
+def averaged(state: Any) -> Any:
+    """The parameters to sample with: the first moving average, or the parameters if there is none."""
+    return state.ema["model"][0] if state.ema["model"] else state.params["model"]
+
+
+def load_run(path: str, overrides: dict[str, str]) -> tuple[assemble.Setup, Any, Any]:
+    """``(setup, params, training set)`` of a finished or running training, with dotted overrides applied."""
+    workdir = epath.Path(path)
+    stored = workdir / "config.json"
+    if not stored.exists():
+        raise ConfigError(f"workdir: {path} holds no config.json; train there first")
+    config = config_lib.check(config_lib.apply_overrides(config_lib.restore(stored), overrides))
+    source = assemble.dataset(config, config.data.split)
+    made = assemble.setup(config, source)
+    if not (workdir / "checkpoints").exists():
+        raise ConfigError(f"workdir: {path} holds no checkpoint yet")
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpointer:
+        target = abstract_state(assemble.game(made), made.init, make_mesh())
+        if config.ema.decay:
+            return made, checkpointer.restore_ema(target=target.ema).state["model"][0], source
+        found = checkpointer.restore_latest(target)
+        if found is None:
+            raise ConfigError(f"workdir: {checkpointer.directory} holds no checkpoint that verifies")
+        return made, found.state.params["model"], source
+
+
+def labels(made: assemble.Setup, count: int, start: int = 0, label: int | None = None) -> jax.Array | None:
+    """Labels of the samples with global indices start..start+count-1: one label, or each class in turn."""
+    all_labels = assemble.labels_for(made, start + count, label)
+    return None if all_labels is None else jnp.asarray(all_labels[start:])
+
+
+def batch(
+    made: assemble.Setup, table: Table, d: Any, key: jax.Array, start: int, count: int, cond: Any = "turns"
+) -> jax.Array:
+    """Samples start..start+count-1 of the run of ``key``, sharded over all devices when they divide ``count``."""
+    mesh = make_mesh()
+    sharding = batch_sharding(mesh) if mesh.size > 1 and count % mesh.size == 0 else None
+    cond = labels(made, count, start) if isinstance(cond, str) else cond
+    return solver.sample(table, d, key, (count, *made.shape), index=start, cond=cond, sharding=sharding)
+
+
+def quantise(x: np.ndarray, levels: int | None) -> np.ndarray:
+    """Samples moved to the data's levels (its bin centres); float data is left as it is."""
+    return x if levels is None else from_levels(to_levels(x, levels), levels)
+
+
+def many(made: assemble.Setup, d: Any, count: int, *, seed: int, cond: np.ndarray | None, title: str) -> np.ndarray:
+    """``count`` samples in host memory, in batches of one shape, with a progress bar."""
+    size = min(made.config.sample.batch_size, count)
+    table, key, parts = assemble.table(made), jax.random.key(seed), []
+    for start in tqdm(range(0, count, size), desc=title, unit="batch", disable=None):
+        # the last batch is drawn whole and cut: another shape would compile again
+        part = None if cond is None else jnp.asarray(np.resize(cond[start : start + size], size))
+        parts.append(np.asarray(batch(made, table, d, key, start, size, part)))
+    return np.concatenate(parts)[:count]
+
+
+def run(path: str, overrides: dict[str, str], out: str | None, num: int | None, label: int | None) -> epath.Path:
+    """`jaxdiff sample`: ``out`` .png draws a picture, .npz streams all samples (resumable) and draws one too."""
+    made, params, source = load_run(path, overrides)
+    config = made.config
+    count = config.sample.num if num is None else num
+    if count < 1:
+        raise ConfigError(f"num: {count} given; need at least 1")
+    target = epath.Path(out) if out else epath.Path(path) / "samples.png"
+    if target.suffix not in (".png", ".npz"):
+        raise ConfigError(f"out: {out!r} given; need a name ending in .png or .npz")
+    d = assemble.guided(made, assemble.denoiser(made, params), config.guidance.name, config.guidance.scale)
+    wanted = assemble.labels_for(made, count, label)
+    if target.suffix == ".npz":
+        identity = {"config": config.to_dict(), "num": count, "label": label, "parameters": fingerprint(params)}
+        to_file(made, d, count, wanted, target, identity, source.levels)
+        picture = target.parent / (target.stem + ".png")
+        with np.load(target) as file:
+            first = file["x0"][: min(count, 100)]
+    else:
+        picture, shown = target, min(count, 100)
+        if wanted is not None and label is None and made.num_classes == 10 and shown == 100:
+            wanted = np.repeat(np.arange(10, dtype=np.int32), 10)  # one class a row
+        first = many(
+            made, d, shown, seed=config.sample.seed, cond=None if wanted is None else wanted[:shown], title="sample"
+        )
+    if len(made.shape) == 3:
+        columns = min(10, len(first))
+        image_grid(first, -(-len(first) // columns), columns, picture)
+    else:
+        scatter(first, picture)
+    return target
+
+
+def scatter(points: np.ndarray, path: Any) -> None:
+    """A picture of samples that are not images: their first two coordinates."""
+    from jaxdiff.eval import picture
+
+    figure = picture._figure(4, 4)
+    axes = figure.add_subplot()
+    flat = points.reshape(len(points), -1)
+    axes.scatter(flat[:, 0], flat[:, min(1, flat.shape[1] - 1)], s=4)
+    picture._save_figure(figure, path)
+
+
+def fingerprint(params: Any) -> str:
+    """A digest of the parameters' bytes."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree_util.tree_leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def to_file(
+    made: assemble.Setup,
+    d: Any,
+    count: int,
+    wanted: np.ndarray | None,
+    target: epath.Path,
+    identity: dict[str, Any],
+    levels: int | None,
+) -> None:
+    """Stream ``count`` samples to an .npz of ``x0`` (float32) and ``label``, keeping finished chunks over a kill.
+
+    Chunks lie in ``<target>.partial/`` under the identity of the run (config, count, parameters); a second call with
+    the same identity draws only what is missing, and another identity is refused. Memory holds one chunk.
+    """
+    folder = target.parent / (target.name + ".partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    card, size = folder / "identity.json", min(made.config.sample.batch_size, count)
+    text = json.dumps({**identity, "chunk": size}, sort_keys=True)
+    if card.exists() and card.read_text() != text:
+        raise ConfigError(f"out: {folder} holds chunks of another run; delete it or give another --out")
+    card.write_text(text)
+    table, key = assemble.table(made), jax.random.key(made.config.sample.seed)
+    starts = range(0, count, size)
+    for start in tqdm(starts, desc="sample", unit="batch", disable=None):
+        chunk = folder / f"{start:012d}.npy"
+        if chunk.exists():
+            continue
+        part = None if wanted is None else jnp.asarray(np.resize(wanted[start : start + size], size))
+        x = np.asarray(batch(made, table, d, key, start, size, part))[: count - start]
+        unfinished = folder / f"{start:012d}.unfinished"
+        with unfinished.open("wb") as file:
+            np.save(file, x)
+        unfinished.rename(chunk)
+    temporary = target.parent / (target.name + ".writing")
+    with temporary.open("wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("x0.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, *made.shape)}
+            np.lib.format.write_array_header_2_0(file, header)
+            for start in starts:
+                with (folder / f"{start:012d}.npy").open("rb") as chunk_file:
+                    file.write(np.load(chunk_file).astype("<f4").tobytes())
+        if wanted is not None:
+            with archive.open("label.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(wanted, np.int32))
+    temporary.rename(target)
+    shutil.rmtree(folder)
+
+
+def config_of(path: str) -> ConfigDict:
+    """The config stored in a working directory."""
+    return config_lib.restore(epath.Path(path) / "config.json")

@@ -1,0 +1,170 @@
+"""`jaxdiff train`: from a config to checkpoints, metrics and pictures in a working directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxdiff import config as config_lib
+from jaxdiff.commands import assemble, draw
+from jaxdiff.config import ConfigError
+from jaxdiff.data import pipeline
+from jaxdiff.eval import image_grid, loss_curves, toy_panels
+from jaxdiff.train.checkpoint import Checkpointer
+from jaxdiff.train.config_diff import check_same_config
+from jaxdiff.train.lock import Lock
+from jaxdiff.train.loop import Callback, Outcome, train
+from jaxdiff.train.mesh import check_batch_size, make_mesh
+
+__all__ = ["open_workdir", "read_metrics", "run"]
+
+# what may differ from the stored config: it changes no number that training computes
+FREE = (
+    *("solver", "guidance", "sample", "eval", "mesh", "data.data_dir", "data.in_memory"),
+    *(f"train.{name}_every" for name in ("log", "save", "sample", "stats")),
+    *("train.keep_last", "train.tensorboard", "train.nonfinite_limit"),
+)
+
+
+def open_workdir(path: str, config: ConfigDict, change: bool = False) -> epath.Path:
+    """The working directory, made if missing, holding ``config`` as config.json.
+
+    Raises ConfigError when it cannot be written, holds something else, or holds another config: the differences are
+    shown, and ``change=True`` accepts them. Nothing is written before all checks have passed.
+    """
+    workdir = epath.Path(path)
+    stored = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"workdir: {path} is a file; give a folder")
+    if stored.exists():
+        lines = check_same_config(config_lib.restore(stored).to_dict(), config.to_dict(), ignore=FREE)
+        if lines and not change:
+            raise ConfigError(
+                f"workdir: {path} holds another config ({'; '.join(map(str, lines))}); give another --workdir, or "
+                "--allow-config-change to continue this run with the new values"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(
+            f"workdir: {path} is not empty and holds no config.json; give a new or an earlier run's folder"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        config_lib.store(config, stored)
+    except OSError as error:
+        raise ConfigError(f"workdir: cannot write to {path} ({error.strerror or error})") from None
+    return workdir
+
+
+def use_compile_cache(workdir: epath.Path) -> None:
+    """Keep compiled programs in the working directory, unless the user chose a place: a restart then skips XLA."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compile_cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
+    """Train, from the newest checkpoint that verifies if there is one."""
+    config_lib.check(config)
+    source = assemble.dataset(config, config.data.split)
+    made = assemble.setup(config, source)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_batch_size(config.data.batch_size, mesh, config.train.accumulate)
+    batches = pipeline(
+        source,
+        config.data.batch_size,
+        seed=config.data.seed,
+        flip=config.data.flip,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    players = assemble.game(made)
+    assemble.table(made)  # a solver that does not fit must fail now, not after training
+    workdir = open_workdir(path, config, change)
+    with Lock(workdir):
+        use_compile_cache(workdir)
+        checkpointer = Checkpointer(workdir / "checkpoints", keep_last=config.train.keep_last)
+        t = config.train
+        try:
+            outcome = train(
+                players,
+                made.init,
+                batches,
+                steps=t.steps,
+                seed=config.seed,
+                mesh=mesh,
+                accumulate=t.accumulate,
+                compute_dtype=jnp.bfloat16 if t.precision == "bfloat16" else None,
+                checkpointer=checkpointer,
+                save_every=t.save_every,
+                log_every=t.log_every,
+                stats_every=t.stats_every,
+                nonfinite_limit=t.nonfinite_limit,
+                workdir=workdir,
+                tensorboard=t.tensorboard,
+                callbacks=_callbacks(made, workdir),
+                meta={"config": config.to_dict(), "levels": source.levels, "classes": made.num_classes},
+            )
+        finally:
+            checkpointer.close()
+        if jax.process_index() == 0:
+            draw_losses(workdir)
+            if not outcome.preempted and made.shape == (2,):
+                draw_toy(made, source, draw.averaged(outcome.state), workdir)
+    return outcome
+
+
+def _callbacks(made: assemble.Setup, workdir: epath.Path) -> list[Callback]:
+    every = made.config.train.sample_every
+    if not every:
+        return []
+
+    def picture(step: int, state: Any) -> None:
+        d = assemble.denoiser(made, draw.averaged(state))
+        samples = draw.batch(made, assemble.table(made), d, jax.random.key(made.config.sample.seed), 0, 100)
+        if jax.process_index() == 0 and len(made.shape) == 3:
+            image_grid(np.asarray(samples), 10, 10, workdir / "progress" / f"{step:08d}.png")
+
+    return [Callback(every, picture)]
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def draw_losses(workdir: epath.Path) -> None:
+    """loss.png from metrics.jsonl."""
+    rows = [row for row in read_metrics(workdir) if "model/loss" in row or "loss" in row]
+    curves = {}
+    for name in ("loss", "model/loss"):
+        steps = [row["step"] for row in rows if name in row]
+        if steps:
+            curves["loss"] = (steps, [row[name] for row in rows if name in row])
+    if curves:
+        loss_curves(curves, workdir / "loss.png", title="training loss")
+
+
+def draw_toy(made: assemble.Setup, source: Any, params: Any, workdir: epath.Path) -> None:
+    """Data, samples and trajectories of a 2-D run in one picture."""
+    from jaxdiff import solver
+
+    table = assemble.table(made)
+    d = assemble.denoiser(made, params)
+    count = 2000
+    x, path = solver.sample(
+        table,
+        d,
+        jax.random.key(made.config.sample.seed),
+        (count, 2),
+        cond=draw.labels(made, count),
+        record=("states",),
+    )
+    points = source.examples(np.arange(min(len(source), count)))["x0"]
+    toy_panels(points, np.asarray(x), np.asarray(path["states"]), workdir / "samples.png")
