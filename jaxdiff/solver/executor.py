@@ -354,14 +354,20 @@ class _Shapes(tuple):
     """A pytree of shapes made hashable: ``(treedef, shapes)``."""
 
 
-def _shape(shape: Any) -> Any:
-    if isinstance(shape, tuple) and all(isinstance(n, (int, np.integer)) for n in shape):
-        if len(shape) < 1 or min(shape) < 1:
-            raise ValueError(f"shape: {shape} given; need (batch, ...) with positive sizes")
-        return shape
+@functools.cache
+def _shape(shape: tuple) -> Any:
+    """Validated ``(batch, ...)``; a tuple of shapes is a tree of shapes."""
+    if not all(isinstance(n, (int, np.integer)) for n in shape):
+        return _tree_shape(shape)
+    if len(shape) < 1 or min(shape) < 1:
+        raise ValueError(f"shape: {shape} given; need (batch, ...) with positive sizes")
+    return shape
+
+
+def _tree_shape(shape: Any) -> _Shapes:
     is_shape = lambda s: isinstance(s, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in s)
     leaves, structure = jax.tree_util.tree_flatten(shape, is_leaf=is_shape)
-    if not leaves or not all(is_shape(s) for s in leaves) or len({s[0] for s in leaves}) != 1:
+    if not leaves or not all(is_shape(s) and len(s) for s in leaves) or len({s[0] for s in leaves}) != 1:
         raise ValueError(f"shape: {shape} given; need (batch, ...) or a pytree of such with one batch size")
     return _Shapes((structure, tuple(tuple(s) for s in leaves)))
 
@@ -380,6 +386,12 @@ def _sample(
     record: tuple[str, ...],
     dtype: Any,
 ) -> Any:
+    # laws are part of the structure, so this Python check runs for every new one
+    process = getattr(d, "process", None)
+    if process is not None and process.noise.name != table.law.name:
+        raise ValueError(
+            f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
+        )
     if isinstance(shape, _Shapes):
         x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
     else:

@@ -109,17 +109,16 @@ _DEVICE: weakref.WeakKeyDictionary[Table, dict] = weakref.WeakKeyDictionary()
 
 def device(table: Table) -> Table:
     """The table with jax leaves in the default float dtype (float32; float64 under x64). Memoised by identity."""
+    memo = _DEVICE.get(table)
+    x64 = jax.config.jax_enable_x64
+    if memo is not None and x64 in memo:
+        return memo[x64]
     leaves, structure = jax.tree_util.tree_flatten(table)
     if not any(isinstance(leaf, np.ndarray) for leaf in leaves):
         return table
-    x64 = bool(jax.config.jax_enable_x64)
-    memo = _DEVICE.setdefault(table, {})
-    if x64 not in memo:
-        with jax.ensure_compile_time_eval():
-            memo[x64] = structure.unflatten(
-                [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-            )
-    return memo[x64]
+    with jax.ensure_compile_time_eval():
+        arrays = [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    return _DEVICE.setdefault(table, {}).setdefault(x64, structure.unflatten(arrays))
 
 
 def freeze(table: Table) -> Table:
