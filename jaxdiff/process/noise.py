@@ -66,8 +66,8 @@ class StudentT:
 
 def student_t(df: Any) -> StudentT:
     """Validate and build; see :class:`StudentT`."""
-    if not isinstance(df, jax.Array) and not float(df) > 0:
-        raise ValueError(f"df: {df} given; student_t() needs df > 0")
+    if not isinstance(df, jax.Array) and not 0 < float(df) < math.inf:
+        raise ValueError(f"df: {df} given; student_t() needs 0 < df < inf")
     return StudentT(leaf(df))
 
 

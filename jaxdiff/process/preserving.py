@@ -154,10 +154,13 @@ class SubVP:
     def time(self, lam: Any) -> Any:
         """Inverse of :meth:`half_log_snr`: ``alpha^2 + rho alpha - 1 = 0`` with rho = e^-lam.
 
-        ``-log alpha`` is ``log((rho + sqrt(rho^2 + 4))/2) = asinh(rho/2)``.
+        ``-log alpha`` is ``log((rho + sqrt(rho^2 + 4))/2) = asinh(rho/2)``; for rho > 1 the rho is taken out of the
+        logarithm, since it overflows.
         """
         xp, lam, low, high = resolve(lam, self.beta_min, self.beta_max)
-        return _linear_beta_time(xp, xp.arcsinh(xp.exp(-lam) / 2), low, high)
+        u = xp.exp(-xp.abs(lam))
+        n = xp.where(lam < 0, xp.log1p((xp.sqrt(1 + 4 * u * u) - 1) / 2) - lam, xp.arcsinh(u / 2))
+        return _linear_beta_time(xp, n, low, high)
 
     def network_time(self, t: Any) -> Any:
         """The time told to the network: ``t`` itself."""
@@ -171,8 +174,8 @@ class SubVP:
 def _check_betas(beta_min: Any, beta_max: Any) -> None:
     if isinstance(beta_min, jax.Array) or isinstance(beta_max, jax.Array):
         return
-    if not 0 < float(beta_min) <= float(beta_max):
-        raise ValueError(f"beta_min, beta_max: {beta_min}, {beta_max} given; need 0 < beta_min <= beta_max")
+    if not 0 < float(beta_min) <= float(beta_max) < np.inf:
+        raise ValueError(f"beta_min, beta_max: {beta_min}, {beta_max} given; need 0 < beta_min <= beta_max < inf")
 
 
 def make_vp(beta_min: Any = 0.1, beta_max: Any = 20.0) -> VP:

@@ -90,4 +90,6 @@ def make(offset: Any = 0.0, shift: Any = 0.0) -> Cosine:
     traced = isinstance(offset, jax.Array)
     if not traced and not 0 <= float(offset) < 1:
         raise ValueError(f"offset: {offset} given; cosine() needs 0 <= offset < 1")
+    if not isinstance(shift, jax.Array) and not np.isfinite(shift):
+        raise ValueError(f"shift: {shift} given; cosine() needs a finite number")
     return Cosine(leaf(offset), leaf(shift), scaled=traced or float(offset) > 0)
