@@ -131,8 +131,8 @@ def report(
         if bad:
             raise ValueError(f"{name}: {bad} of {len(points)} hold NaN or infinity; every value must be finite")
     given = {"samples": sample_labels, "heldout": heldout_labels, "train": train_labels}
-    labels = {n: None if v is None else _label_array(v, len(sets[n]), f"{n} labels") for n, v in given.items()}
-    stratified = all(v is not None for v in labels.values())
+    labels = {n: _label_array(v, len(sets[n]), f"{n} labels") for n, v in given.items() if v is not None}
+    stratified = len(labels) == len(sets)
 
     most = min(len(points) for points in sets.values())
     if stratified:
@@ -196,9 +196,9 @@ def report(
         )._asdict()
 
     agreement = None
-    if labels["samples"] is not None and found["samples"].logits is not None:
+    if "samples" in labels and found["samples"].logits is not None:
         ours = agreement_of_logits(found["samples"].logits, labels["samples"])
-        real = labels["heldout"]
+        real = labels.get("heldout")
         accuracy = None if real is None else agreement_of_logits(found["heldout"].logits, real)
         agreement = {
             "samples": ours,

@@ -33,15 +33,15 @@ def format_table(rows: Sequence[Any], header: Sequence[str] | None = None, *, di
     """
     rows = list(rows)
     if rows and isinstance(rows[0], Mapping):
-        header = list(rows[0]) if header is None else list(header)
-        rows = [[row.get(name) for name in header] for row in rows]
+        names = list(rows[0] if header is None else header)
+        header, rows = names, [[row.get(name) for name in names] for row in rows]
     lengths = {len(row) for row in rows} | ({len(header)} if header is not None else set())
     if len(lengths) > 1:
         raise ValueError(f"rows: lengths {sorted(lengths)}; every row and the header need the same")
     if not lengths:
         return ""
     cells = [[format_number(value, digits) for value in row] for row in rows]
-    lines = [[str(name) for name in header]] * (header is not None) + cells
+    lines = ([] if header is None else [[str(name) for name in header]]) + cells
     widths = [max(len(line[i]) for line in lines) for i in range(lengths.pop())]
     words = [all(isinstance(row[i], str) for row in rows) for i in range(len(widths))]
 

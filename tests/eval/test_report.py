@@ -46,6 +46,30 @@ def test_shipped_weights_reproduce_their_stated_accuracy(digits):
     assert json.loads(results.read_text())["heldout_accuracy"] == pytest.approx(accuracy, abs=1e-4)
 
 
+def test_classifier_equals_its_definition_written_with_loops():
+    params, _ = classifier.load()
+    image = np.random.default_rng(0).uniform(-1, 1, size=(8, 8, 1))
+
+    def silu(x):
+        return x / (1 + np.exp(-x))
+
+    def conv(x, name, stride):
+        # SAME: one zero pixel on both sides at stride 1, on the far side alone at stride 2
+        padded = np.pad(x, ((1, 1), (1, 1), (0, 0)) if stride == 1 else ((0, 1), (0, 1), (0, 0)))
+        side = x.shape[0] // stride
+        out = np.empty((side, side, params[f"{name}/bias"].size))
+        for i in range(side):
+            for j in range(side):
+                window = padded[i * stride : i * stride + 3, j * stride : j * stride + 3]
+                out[i, j] = np.tensordot(window, params[f"{name}/kernel"], 3) + params[f"{name}/bias"]
+        return silu(out)
+
+    hidden = conv(conv(image, "conv1", 1), "conv2", 2).ravel()
+    features = silu(hidden @ params["hidden/kernel"] + params["hidden/bias"])
+    found = metric.extract(ev.digits_network(), image[None])
+    np.testing.assert_allclose(found.features[0], features, atol=1e-5)
+
+
 def test_classifier_features_are_the_layer_below_the_logits(digits):
     network = ev.digits_network()
     found = metric.extract(network, digits[2][:20])
