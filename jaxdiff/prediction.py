@@ -255,7 +255,9 @@ def denoiser(
     clock = clock or ("log_sigma" if target == "edm" else "time")
     if clock not in CLOCKS:
         raise ValueError(f"clock: {clock!r} is unknown; allowed: {', '.join(CLOCKS)}")
-    return Denoiser(process, params, cond, leaf(sigma_data), as_apply(apply), target, clock, bool(two_time))
+    # on the device once: numpy leaves would be transferred again at every call
+    process, sigma_data = jax.tree_util.tree_map(jnp.asarray, (process, leaf(sigma_data)))
+    return Denoiser(process, params, cond, sigma_data, as_apply(apply), target, clock, bool(two_time))
 
 
 @jax.tree_util.register_dataclass
@@ -272,8 +274,9 @@ class Lifted:
 
 def lift(d: Any) -> Any:
     """``d`` itself if it is a pytree node, else its :class:`Lifted` form."""
-    leaves = jax.tree_util.all_leaves([d])
-    return Lifted(d) if leaves and callable(d) else d
+    if dataclasses.is_dataclass(d) or not jax.tree_util.all_leaves([d]):
+        return d
+    return Lifted(d)
 
 
 def start(d: Any, x: Any) -> Any:
