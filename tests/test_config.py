@@ -1,0 +1,134 @@
+"""Config names, overrides and their errors."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxdiff import config as config_lib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("kind", sorted(config_lib.NAMES))
+def test_names_resolve_and_match_the_rooms(kind):
+    import jaxdiff as jd
+    from jaxdiff.train.optimiser import OPTIMISERS
+
+    registries = {
+        "process": jd.process.PROCESSES,
+        "network": jd.network.NETWORKS,
+        "solver": jd.solver.SOLVERS,
+        "grid": jd.solver.GRIDS,
+        "guidance": jd.guidance.GUIDANCES,
+        "noise": jd.process.LAWS,
+        "optimiser": OPTIMISERS,
+    }
+    names = set(config_lib.NAMES[kind]) - {"none"}
+    assert names == set(registries[kind])
+    if kind != "optimiser":
+        for name in names:
+            assert callable(config_lib.resolve(kind, name))
+
+
+def test_listed_names_match_the_rooms():
+    from jaxdiff import prediction
+    from jaxdiff.objective.time import TIMES
+    from jaxdiff.objective.weighting import WEIGHTINGS
+
+    assert set(config_lib.TARGETS) == set(prediction.TARGETS)
+    assert set(config_lib.TIMES) == set(TIMES)
+    assert set(config_lib.WEIGHTINGS) == set(WEIGHTINGS)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/*.py")), ids=lambda f: f.stem)
+def test_config_files_check(file):
+    config_lib.check(config_lib.load(str(file)))
+
+
+def test_overrides_take_the_field_type():
+    config = config_lib.default()
+    given = {"solver.steps": "8", "process.name": "vp", "process.beta_max": "15", "data.flip": "true", "ema.decay": "0"}
+    config_lib.check(config_lib.apply_overrides(config, given))
+    assert (config.solver.steps, config.process.beta_max, config.data.flip, config.ema.decay) == (8, 15, True, 0)
+
+
+def test_another_name_drops_the_old_options():
+    config = config_lib.load(str(ROOT / "configs/digits.py"))
+    config_lib.check(config_lib.apply_overrides(config, {"network.name": "mlp"}))
+    assert config_lib.options(config, "network") == {}
+
+
+BAD = [
+    ({"solver.nmae": "heun"}, "allowed", "name"),
+    ({"solver.name": "heum"}, "did you mean 'heun'", None),
+    ({"sovler.name": "heun"}, "no such field; did you mean 'solver.name'", None),
+    ({"solver.steps": "0"}, "config.solver.steps: 0 given; need at least 1", None),
+    ({"solver.steps": "many"}, "need a whole number", None),
+    ({"solver.steps": "2.5"}, "need a whole number", None),
+    ({"train.tensorboard": "3"}, "need True or False", None),
+    ({"optimiser.learning_rate": "fast"}, "need a number", None),
+    ({"process.beta_max": "3"}, "'linear' has no such option", None),
+    ({"objective.target": "epsilon"}, "allowed: data, noise, vpred", None),
+    ({"objective.label_drop": "1.5"}, "need 0..1", None),
+]
+
+
+@pytest.mark.parametrize(("given", "message", "_"), BAD, ids=lambda v: str(v)[:40])
+def test_bad_fields_are_one_line(given, message, _):
+    with pytest.raises(config_lib.ConfigError) as caught:
+        config_lib.check(config_lib.apply_overrides(config_lib.default(), given))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_function(tmp_path):
+    with pytest.raises(config_lib.ConfigError, match="no file"):
+        config_lib.load(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(config_lib.ConfigError, match=r"no get_config"):
+        config_lib.load(str(tmp_path / "empty.py"))
+
+
+def test_store_and_restore(tmp_path):
+    config = config_lib.load(str(ROOT / "configs/digits.py"))
+    config_lib.store(config, tmp_path / "config.json")
+    again = config_lib.restore(tmp_path / "config.json")
+    assert json.loads(json.dumps(config.to_dict())) == json.loads(json.dumps(again.to_dict()))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(config_lib.ConfigError, match="cannot read"):
+        config_lib.restore(tmp_path / "config.json")
+
+
+def test_help_imports_no_jax():
+    code = (
+        "import sys, contextlib, io\n"
+        "from jaxdiff.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    main(['train', '--help'])\n"
+        "assert not {'jax', 'flax', 'optax', 'tensorflow_datasets'} & set(sys.modules), 'imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_core_rooms_import_no_extras():
+    code = (
+        "import sys, jaxdiff as jd\n"
+        "jd.process.linear(); jd.prediction.Query; jd.solver.ddim; jd.network.NETWORKS; jd.objective; jd.guidance\n"
+        "bad = {'tensorflow_datasets', 'grain', 'ml_collections', 'orbax', 'matplotlib', 'sklearn', 'diffrax'}\n"
+        "assert not bad & set(sys.modules), bad & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_process_and_solver_need_no_flax():
+    code = "import sys, jaxdiff as jd; jd.process; jd.prediction; jd.solver; jd.exact; assert 'flax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_lists_every_field():
+    text = config_lib.describe("train")
+    for path in config_lib.FIELDS:
+        assert path in text
