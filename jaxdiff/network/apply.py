@@ -26,6 +26,10 @@ class BoundApply:
     """
 
     __slots__ = ("_call", "_hash", "method", "owner")
+    owner: Any
+    method: str | None
+    _call: Callable
+    _hash: int
 
     def __init__(self, owner: Any, method: str | None = None):
         call = owner if method is None else getattr(owner, method)
@@ -145,8 +149,8 @@ def from_nnx(module: Any) -> tuple[BoundApply, Any]:
     """
     from flax import nnx
 
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-    extra = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]
+    graph, params, *others = nnx.split(module, nnx.Param, ...)
+    extra = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(others[0])]
     if extra:
         raise ValueError(f"from_nnx: {', '.join(extra[:4])} are not nnx.Param; a pure apply cannot carry them")
     return BoundApply(_NnxApply(graph)), params

@@ -157,7 +157,8 @@ class DiT(nn.Module):
             tap.offer(f"block_{i}", h)
 
         final = nn.Dense(2 * self.width, kernel_init=ZEROS, name="final_modulation", **kinds)(c)
-        h = modulated_norm(h, *jnp.split(final, 2, axis=-1), self.dtype)
+        shift, scale = jnp.split(final, 2, axis=-1)
+        h = modulated_norm(h, shift, scale, self.dtype)
         out = self.patch**2 * channels * (2 if self.learn_sigma else 1)
         h = nn.Dense(out, kernel_init=ZEROS, name="final", **kinds)(h)
         return tap.out(unpatchify(h, rows, columns, self.patch).astype(x.dtype))
