@@ -27,6 +27,7 @@ __all__ = [
     "CrossPath",
     "Denoiser",
     "DiscretePrediction",
+    "Form",
     "Lifted",
     "Prediction",
     "Query",
@@ -35,6 +36,7 @@ __all__ = [
     "denoiser",
     "evaluate",
     "lift",
+    "linear_form",
     "network_inputs",
     "on_path",
     "pair",
@@ -67,13 +69,17 @@ class DiscretePrediction:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Query:
     """What a solver asks at one row: time ``t``, jump-to time ``r`` (None means t), the path's ``alpha`` and
-    ``sigma`` there, and the row's integer ``mode`` (None unless the table has modes)."""
+    ``sigma`` there, and the row's integer ``mode`` (None unless the table has modes).
+
+    ``form``: what the denoiser's own ``tabulate`` made of this row, or None. A wrapper that changes the query must
+    leave it out; one that hands it on unchanged to a single inner denoiser may offer that one's ``tabulate``."""
 
     t: Any
     r: Any = None
     alpha: Any = None
     sigma: Any = None
     mode: Any = None
+    form: Any = None
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -82,43 +88,49 @@ def _divide(a: Any, b: Any) -> Any:
     return jnp.where(nonzero, a / jnp.where(nonzero, b, 1), 0)
 
 
+def linear_form(target: str, c: Coefficients, sigma_data: Any = 0.5) -> tuple[Any, Any, Any, Any]:
+    """``(a, b, g, h)`` with ``x0_hat = a x + b F`` and ``eps_hat = g x + h F``: what raw output F of kind ``target`` means.
+
+    With ``Delta = alpha ds - sigma da`` (> 0), ``q^2 = sigma^2 + alpha^2 sigma_data^2``, ``m^2 = alpha^2 + sigma^2``:
+
+    - data: ``0, 1, 1/sigma, -alpha/sigma``; noise: ``1/alpha, -sigma/alpha, 0, 1``;
+      score: ``1/alpha, sigma^2/alpha, 0, -sigma``
+    - vpred: ``alpha/m^2, -sigma/m^2, sigma/m^2, alpha/m^2``
+    - velocity: ``ds/Delta, -sigma pace/Delta, -da/Delta, alpha pace/Delta``
+    - edm: ``alpha sigma_data^2/q^2, sigma sigma_data/q, sigma/q^2, -alpha sigma_data/q``
+      (2206.00364's preconditioning carried from alpha = 1 to any path)
+
+    Each of the shape of t. A division by a vanishing sigma or alpha gives 0: at sigma = 0 the data target's eps is 0 by
+    convention; noise and score at alpha = 0 identify no x0, and :func:`denoiser` refuses them. Source: methods S2.
+    """
+    alpha, sigma = c.alpha, c.sigma
+    zero, one = jnp.zeros_like(alpha), jnp.ones_like(alpha)
+    if target == "data":
+        return zero, one, _divide(one, sigma), -_divide(alpha, sigma)
+    if target == "noise":
+        return _divide(one, alpha), -_divide(sigma, alpha), zero, one
+    if target == "score":
+        return _divide(one, alpha), _divide(sigma * sigma, alpha), zero, -sigma
+    if target == "vpred":
+        norm = alpha * alpha + sigma * sigma
+        return alpha / norm, -sigma / norm, sigma / norm, alpha / norm
+    if target == "velocity":
+        delta = alpha * c.ds - sigma * c.da
+        return c.ds / delta, -sigma * c.pace / delta, -c.da / delta, alpha * c.pace / delta
+    if target == "edm":
+        q2 = sigma * sigma + alpha * alpha * sigma_data * sigma_data
+        q = jnp.sqrt(q2)
+        return alpha * sigma_data**2 / q2, sigma * sigma_data / q, sigma / q2, -alpha * sigma_data / q
+    raise unknown_target(target)
+
+
 def pair(target: str, c: Coefficients, x: Any, raw: Any, sigma_data: Any = 0.5) -> Prediction:
     """The estimates ``(x0_hat, eps_hat)`` that raw output ``raw`` of kind ``target`` stands for at state ``x``.
 
-    With ``Delta = alpha ds - sigma da`` (> 0) and ``q^2 = sigma^2 + alpha^2 sigma_data^2``:
-
-    - data: ``x0 = F``, ``eps = (x - alpha F)/sigma``; noise: ``eps = F``, ``x0 = (x - sigma F)/alpha``;
-      score: noise with ``F -> -sigma F``
-    - vpred: ``x0 = (alpha x - sigma F)/(alpha^2 + sigma^2)``, ``eps = (sigma x + alpha F)/(alpha^2 + sigma^2)``
-    - velocity: ``x0 = (ds x - sigma pace F)/Delta``, ``eps = (alpha pace F - da x)/Delta``
-    - edm: ``x0 = alpha sigma_data^2 x/q^2 + sigma sigma_data F/q``, ``eps = sigma x/q^2 - alpha sigma_data F/q``
-      (2206.00364's preconditioning carried from alpha = 1 to any path)
-
-    At sigma = 0, ``eps`` of the data target is 0. Noise and score at alpha = 0 are not identifiable
-    (``x0`` is 0 there); :func:`denoiser` refuses to build them. Source: methods S2.
+    Linear in both, see :func:`linear_form`; shapes of x.
     """
-    alpha, sigma = expand(c.alpha, x), expand(c.sigma, x)
-    if target == "data":
-        return Prediction(raw, _divide(x - alpha * raw, sigma))
-    if target == "noise":
-        return Prediction(_divide(x - sigma * raw, alpha), raw)
-    if target == "score":
-        return Prediction(_divide(x + sigma * sigma * raw, alpha), -sigma * raw)
-    if target == "vpred":
-        norm = alpha * alpha + sigma * sigma
-        return Prediction((alpha * x - sigma * raw) / norm, (sigma * x + alpha * raw) / norm)
-    if target == "velocity":
-        da, ds, pace = expand(c.da, x), expand(c.ds, x), expand(c.pace, x)
-        delta = alpha * ds - sigma * da
-        return Prediction((ds * x - sigma * pace * raw) / delta, (alpha * pace * raw - da * x) / delta)
-    if target == "edm":
-        spread = expand(sigma_data, x)
-        q2 = sigma * sigma + alpha * alpha * spread * spread
-        q = jnp.sqrt(q2)
-        return Prediction(
-            alpha * spread * spread * x / q2 + sigma * spread * raw / q, sigma * x / q2 - alpha * spread * raw / q
-        )
-    raise check_target(target)
+    a, b, g, h = (expand(v, x) for v in linear_form(target, c, sigma_data))
+    return Prediction(a * x + b * raw, g * x + h * raw)
 
 
 def target_of(target: str, c: Coefficients, x0: Any, eps: Any, sigma_data: Any = 0.5) -> Any:
@@ -142,15 +154,20 @@ def target_of(target: str, c: Coefficients, x0: Any, eps: Any, sigma_data: Any =
         spread = expand(sigma_data, x0)
         q = jnp.sqrt(sigma * sigma + alpha * alpha * spread * spread)
         return (sigma * x0 - alpha * spread * spread * eps) / (spread * q)
-    raise check_target(target)
+    raise unknown_target(target)
 
 
-def check_target(target: str, process: Process | None = None) -> ValueError:
-    """The error for an unknown ``target``; raises it, and raises for a target ``process`` cannot identify."""
+def unknown_target(target: str) -> ValueError:
+    """The error for a target that does not exist."""
+    near = difflib.get_close_matches(str(target), TARGETS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"target: {target!r} is unknown; allowed: {', '.join(TARGETS)}{hint}")
+
+
+def check_target(target: str, process: Process | None = None) -> None:
+    """Raise ValueError for an unknown ``target``, and for one that ``process`` cannot identify at its t_max."""
     if target not in TARGETS:
-        near = difflib.get_close_matches(str(target), TARGETS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"target: {target!r} is unknown; allowed: {', '.join(TARGETS)}{hint}")
+        raise unknown_target(target)
     if process is not None and target in ("noise", "score"):
         end = process.coefficients(process.t_max).alpha
         if not isinstance(end, jax.core.Tracer) and float(np.min(np.asarray(end))) <= 0:
@@ -159,27 +176,43 @@ def check_target(target: str, process: Process | None = None) -> ValueError:
                 f"where alpha = 0; build the process with t_max < 1 (t_max=0.999, say) or use one of "
                 "data, vpred, velocity, edm"
             )
-    return ValueError(f"target: {target!r} is not implemented")
+
+
+def input_scale(target: str, alpha: Any, sigma: Any, sigma_data: Any) -> Any:
+    """What the state is multiplied by on its way into the network: ``1/q`` for the edm target, None (one) else."""
+    return 1 / jnp.sqrt(sigma * sigma + alpha * alpha * sigma_data * sigma_data) if target == "edm" else None
+
+
+def told_time(process: Process, clock: str, t: Any, alpha: Any, sigma: Any) -> Any:
+    """The number the network is told for the noise level.
+
+    ``clock``: "time" (``process.network_time(t)``), "half_log_snr" (lam clipped to [-20, 20]) or "log_sigma"
+    (``log(sigma/alpha)/4``, EDM's, same clipping).
+    """
+    if clock == "time":
+        return process.network_time(t)
+    tiny = 1e-20
+    lam = jnp.clip(jnp.log(jnp.maximum(alpha, tiny)) - jnp.log(jnp.maximum(sigma, tiny)), -20.0, 20.0)
+    return lam if clock == "half_log_snr" else -lam / 4
 
 
 def network_inputs(
     process: Process, target: str, clock: str, x: Any, t: Any, alpha: Any, sigma: Any, sigma_data: Any
 ) -> tuple[Any, Any]:
-    """``(x_in, c_noise)``: the state and the noise level as the network is told them.
+    """``(x_in, c_noise)``: the state and the noise level as the network is told them."""
+    scale = input_scale(target, alpha, sigma, sigma_data)
+    return x if scale is None else expand(scale, x) * x, told_time(process, clock, t, alpha, sigma)
 
-    ``x_in = x / q`` for the edm target (unit variance), else x. ``clock``: "time" (``process.network_time(t)``),
-    "half_log_snr" (lam clipped to [-20, 20]) or "log_sigma" (``log(sigma/alpha)/4``, EDM's, same clipping).
-    """
-    if clock == "time":
-        c_noise = process.network_time(t)
-    else:
-        tiny = 1e-20
-        lam = jnp.clip(jnp.log(jnp.maximum(alpha, tiny)) - jnp.log(jnp.maximum(sigma, tiny)), -20.0, 20.0)
-        c_noise = lam if clock == "half_log_snr" else -lam / 4
-    if target == "edm":
-        a, s, d = expand(alpha, x), expand(sigma, x), expand(sigma_data, x)
-        x = x / jnp.sqrt(s * s + a * a * d * d)
-    return x, c_noise
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Form:
+    """Everything a :class:`Denoiser` needs of the noise level: input scale, times told, the linear form."""
+
+    scale: Any
+    c_noise: Any
+    c_noise_r: Any
+    linear: tuple
 
 
 @jax.tree_util.register_dataclass
@@ -203,26 +236,39 @@ class Denoiser:
 
     def at(self, x: Any, query: Query) -> Prediction:
         """Predict as a solver's row asks, with the row's own (float64-made) alpha and sigma."""
-        raw = self.raw(x, query)
-        if self.target == "velocity":
-            tangent = self.process.coefficients(query.t)
-            c = dataclasses.replace(tangent, alpha=query.alpha, sigma=query.sigma)
-        else:
-            c = Coefficients(query.alpha, query.sigma, None, None, None)
-        return pair(self.target, c, x, raw, self.sigma_data)
+        form = self.tabulate(query) if query.form is None else query.form
+        raw = self._raw(x, form)
+        a, b, g, h = (expand(v, x) for v in form.linear)
+        return Prediction(a * x + b * raw, g * x + h * raw)
 
     def raw(self, x: Any, query: Query) -> Any:
         """The network's output F before it is given a meaning."""
-        x_in, c_noise = network_inputs(
-            self.process, self.target, self.clock, x, query.t, query.alpha, query.sigma, self.sigma_data
-        )
+        return self._raw(x, self.tabulate(query))
+
+    def tabulate(self, query: Query) -> Form:
+        """The noise level as this denoiser uses it; elementwise in the query's times, so a solver asks for all its
+        rows at once, before its loop, and hands each row back in ``query.form``."""
+        alpha, sigma = query.alpha, query.sigma
+        c_noise_r = None
         if self.two_time:
             r = query.t if query.r is None else query.r
-            c = self.process.coefficients(r)
-            _, c_noise_r = network_inputs(self.process, "data", self.clock, x, r, c.alpha, c.sigma, self.sigma_data)
-            out = self.apply(self.params, x_in, c_noise, self.cond, c_noise_r=c_noise_r)
+            at_r = self.process.coefficients(r)
+            c_noise_r = told_time(self.process, self.clock, r, at_r.alpha, at_r.sigma)
+        if self.target == "velocity":
+            c = dataclasses.replace(self.process.coefficients(query.t), alpha=alpha, sigma=sigma)
         else:
-            out = self.apply(self.params, x_in, c_noise, self.cond)
+            c = Coefficients(alpha, sigma, None, None, None)
+        return Form(
+            input_scale(self.target, alpha, sigma, self.sigma_data),
+            told_time(self.process, self.clock, query.t, alpha, sigma),
+            c_noise_r,
+            linear_form(self.target, c, self.sigma_data),
+        )
+
+    def _raw(self, x: Any, form: Form) -> Any:
+        x_in = x if form.scale is None else expand(form.scale, x) * x
+        times = {"c_noise_r": form.c_noise_r} if self.two_time else {}
+        out = self.apply(self.params, x_in, form.c_noise, self.cond, **times)
         return getattr(out, "raw", out)
 
     def condition(self, cond: Any) -> Denoiser:
@@ -254,7 +300,11 @@ def denoiser(
     check_target(target, process)
     clock = clock or ("log_sigma" if target == "edm" else "time")
     if clock not in CLOCKS:
-        raise ValueError(f"clock: {clock!r} is unknown; allowed: {', '.join(CLOCKS)}")
+        near = difflib.get_close_matches(str(clock), CLOCKS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"clock: {clock!r} is unknown; allowed: {', '.join(CLOCKS)}{hint}")
+    if not isinstance(sigma_data, jax.Array) and not np.all((np.asarray(sigma_data) > 0) & np.isfinite(sigma_data)):
+        raise ValueError(f"sigma_data: {sigma_data} given; need a finite standard deviation above 0")
     # on the device once: numpy leaves would be transferred again at every call
     process, sigma_data = jax.tree_util.tree_map(jnp.asarray, (process, leaf(sigma_data)))
     return Denoiser(process, params, cond, sigma_data, as_apply(apply), target, clock, bool(two_time))
@@ -357,9 +407,11 @@ def on_path(inner: Any, sampled: Process, trained: Process | None = None) -> Cro
     ``t' = trained.time(lam(t))`` and ``x alpha'/alpha``. Levels beyond the trained range are clipped.
     Raises ValueError for stateful denoisers (their state belongs to one path) and unequal noise laws.
     """
-    trained = inner.process if trained is None else trained
     if hasattr(inner, "step"):
         raise ValueError("inner: a stateful denoiser cannot change paths; wrap its plain part instead")
+    trained = getattr(inner, "process", None) if trained is None else trained
+    if trained is None:
+        raise ValueError(f"trained: missing, and a denoiser of type {type(inner).__name__} has no process of its own")
     if trained.noise.name != sampled.noise.name:
         raise ValueError(f"sampled: noise law {sampled.noise.name!r} given; the model's is {trained.noise.name!r}")
     return CrossPath(inner, trained, sampled)
