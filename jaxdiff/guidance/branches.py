@@ -51,7 +51,8 @@ def _cond_leaf(cond: Any) -> Any:
 
 def _broadcast(null: Any, cond: Any) -> Any:
     """``null`` with the shapes of ``cond`` where their trees agree, so that one null label serves any batch."""
-    if jax.tree.structure(null) != jax.tree.structure(cond):
+    here: Any = jax.tree.structure(null)
+    if here != jax.tree.structure(cond):
         return null
     return jax.tree.map(
         lambda n, c: jnp.broadcast_to(n, jnp.shape(c)) if jnp.ndim(n) < jnp.ndim(c) else n, null, cond
