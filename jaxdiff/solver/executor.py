@@ -51,6 +51,9 @@ def hooks(
     ``s`` is the hook's own state, ``start(x) -> s`` makes it (() by default). ``noise(keys, row, y) -> z`` replaces the
     fresh unit noise. ``keys`` are the samples' typed keys (B,), or None in a run without key.
     """
+    for name, f in {"retime": retime, "project": project, "correct": correct, "noise": noise, "start": start}.items():
+        if f is not None and not callable(f):
+            raise ValueError(f"{name}: {f!r} given; a hook is a function or a callable pytree")
     wrap = lambda f: f if f is None or not jax.tree_util.all_leaves([f]) else jax.tree_util.Partial(f)
     return Hooks(wrap(retime), wrap(project), wrap(correct), wrap(noise), wrap(start))
 
@@ -59,7 +62,7 @@ def hooks(
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """Row ``k`` of a table: scalars (or per-axis coefficients) of its columns; ``blocks`` in the table's tree; the row's
-    typed ``key`` (None in a run without key)."""
+    typed ``key`` (None in a run without key); ``form``: the denoiser's own view of the row's noise level."""
 
     k: Any
     tau: Any
@@ -68,6 +71,7 @@ class Row:
     out: Any
     blocks: Any
     key: Any = None
+    form: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -156,9 +160,15 @@ def begin(
         )
     states = max(block.A.shape[1] for block in blocks)
     records = max(block.B.shape[1] for block in blocks)
-    zero = jax.tree_util.tree_map(jnp.zeros_like, x)
+    zero = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), x)
     hook_state = hook.start(x) if hook is not None and hook.start is not None else ()
     return State((x,) * states, (zero,) * (records - 1), prediction.start(d, x), hook_state)
+
+
+def _query(row: Row, tau: Any) -> prediction.Query:
+    """What a row, or all rows at once, ask of the denoiser."""
+    read = lambda name: jax.tree_util.tree_map(lambda b: getattr(b, name), row.blocks, is_leaf=_is_rows)
+    return prediction.Query(tau, row.r, read("alpha"), read("sigma"), row.mode, row.form)
 
 
 def advance(table: Table, d: Any, hook: Hooks | None, state: State, row: Row, index: Any = None) -> tuple[State, Any]:
@@ -168,20 +178,13 @@ def advance(table: Table, d: Any, hook: Hooks | None, state: State, row: Row, in
     """
     y = state.y[0]
     tau = row.tau if hook is None or hook.retime is None else hook.retime(y, row)
-    query = prediction.Query(
-        tau,
-        row.r,
-        jax.tree_util.tree_map(lambda b: b.alpha, row.blocks, is_leaf=_is_rows),
-        jax.tree_util.tree_map(lambda b: b.sigma, row.blocks, is_leaf=_is_rows),
-        row.mode,
-    )
-    predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, query)
+    predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, _query(row, tau))
     keys = None if row.key is None else sample_keys(row.key, index)
     z = None
     if any(block.C is not None for block in blocks_of(table)):
         z = _draw(table, keys, y) if hook is None or hook.noise is None else hook.noise(keys, row, y)
     # every block sees its own part of each tree
-    record = jax.tree_util.tree_map(_record, row.blocks, predicted, is_leaf=_is_rows)
+    record = jax.tree_util.tree_map(_record, row.blocks, predicted, y, is_leaf=_is_rows)
     history = (record, *state.d)
     y_next = jax.tree_util.tree_map(
         lambda block, *parts: _combine(block, parts[: len(state.y)], parts[len(state.y) : -1], parts[-1]),
@@ -205,21 +208,34 @@ def advance(table: Table, d: Any, hook: Hooks | None, state: State, row: Row, in
     return State(states, history[: len(state.d)], denoiser_state, hook_state), predicted
 
 
+def _wide(leaf: Any) -> Any:
+    """The dtype of records of a state: its own, at least float32."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
 def _is_rows(node: Any) -> bool:
     return hasattr(node, "A") and hasattr(node, "B")
 
 
-def _record(block: Any, predicted: Any) -> Any:
-    """``d = p data + q noise`` on every leaf of the block's part of the state."""
+def _record(block: Any, predicted: Any, y: Any) -> Any:
+    """``d = p data + q noise`` on every leaf of the block's part of the state ``y``."""
+    if not (hasattr(predicted, "data") and hasattr(predicted, "noise")):
+        raise ValueError(f"d: returned {type(predicted).__name__}; a denoiser returns Prediction(data, noise)")
 
-    def one(data: Any, noise: Any) -> Any:
+    def one(leaf: Any, data: Any, noise: Any) -> Any:
+        if np.shape(data) != np.shape(leaf) or np.shape(noise) != np.shape(leaf):
+            raise ValueError(
+                f"d: returned data {np.shape(data)} and noise {np.shape(noise)} for a state {np.shape(leaf)}; "
+                "need the state's shape"
+            )
+        data, noise = (v.astype(_wide(leaf)) for v in (data, noise))
         if block.q is None:
             return expand(block.p, data) * data
         if block.p is None:
             return expand(block.q, noise) * noise
         return expand(block.p, data) * data + expand(block.q, noise) * noise
 
-    return jax.tree_util.tree_map(one, predicted.data, predicted.noise)
+    return jax.tree_util.tree_map(one, y, predicted.data, predicted.noise)
 
 
 def _combine(block: Any, states: Sequence, records: Sequence, z: Any) -> Any:
@@ -264,7 +280,10 @@ def run(
     if key is not None:
         check_key(key)
         index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
-    elif any(block.stochastic for block in blocks_of(table)) and (hooks is None or hooks.noise is None):
+    elif any(
+        block.start_noise is not None or (block.C is not None and (hooks is None or hooks.noise is None))
+        for block in blocks_of(table)
+    ):
         raise ValueError("key: missing; this table draws noise, give a typed key (jax.random.key(seed))")
 
     def step(state: State, row: Row) -> tuple[State, dict]:
@@ -275,6 +294,8 @@ def run(
     rows = rows_of(table, key)
     if key is not None and hooks is not None and rows.key is None:  # hooks are promised keys on any table
         rows = dataclasses.replace(rows, key=_row_keys(key, table.rows))
+    if hasattr(d, "tabulate") and (hooks is None or hooks.retime is None):
+        rows = dataclasses.replace(rows, form=d.tabulate(_query(rows, rows.tau)))
     state, history = jax.lax.scan(step, begin(table, d, x, key, index, hooks), rows)
     return (state.y[0], history) if record else state.y[0]
 
@@ -283,6 +304,8 @@ def _indices(index: Any, batch: int) -> jax.Array:
     if index is None:
         return jnp.arange(batch, dtype=jnp.uint32)
     index = jnp.asarray(index)
+    if not jnp.issubdtype(index.dtype, jnp.integer):
+        raise ValueError(f"index: dtype {index.dtype} given; need integers, global sample indices or an offset")
     if index.ndim == 0:
         return index.astype(jnp.uint32) + jnp.arange(batch, dtype=jnp.uint32)
     if index.shape != (batch,):
@@ -335,19 +358,13 @@ def sample(
         )
     if cond is not None:
         d = prediction.condition(d, cond)
-    shape = _shape(shape)
-    return _sample(
-        device(table),
-        prediction.lift(d),
-        key,
-        index,
-        init,
-        hooks,
-        shape=shape,
-        sharding=sharding,
-        record=tuple(record),
-        dtype=jnp.dtype(dtype),
-    )
+    if isinstance(index, (int, np.integer)):
+        if not 0 <= index < 2**32:
+            raise ValueError(f"index: {index} given; an offset lies in [0, 2^32)")
+        index = np.uint32(index)
+    shape = _shape(shape) if isinstance(shape, tuple) else _tree_shape(shape)
+    draw = _sampler(shape, sharding, tuple(record), jnp.dtype(dtype).name if dtype is not jnp.float32 else "float32")
+    return draw(device(table, hooks=hooks is not None), prediction.lift(d), key, index, init, hooks)
 
 
 class _Shapes(tuple):
@@ -356,7 +373,7 @@ class _Shapes(tuple):
 
 @functools.cache
 def _shape(shape: tuple) -> Any:
-    """Validated ``(batch, ...)``; a tuple of shapes is a tree of shapes."""
+    """Validated ``(batch, ...)``; a tuple of tuples is a tree of shapes."""
     if not all(isinstance(n, (int, np.integer)) for n in shape):
         return _tree_shape(shape)
     if len(shape) < 1 or min(shape) < 1:
@@ -367,49 +384,61 @@ def _shape(shape: tuple) -> Any:
 def _tree_shape(shape: Any) -> _Shapes:
     is_shape = lambda s: isinstance(s, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in s)
     leaves, structure = jax.tree_util.tree_flatten(shape, is_leaf=is_shape)
-    if not leaves or not all(is_shape(s) and len(s) for s in leaves) or len({s[0] for s in leaves}) != 1:
+    if (
+        not leaves
+        or not all(is_shape(s) and len(s) and min(s) > 0 for s in leaves)
+        or len({s[0] for s in leaves}) != 1
+    ):
         raise ValueError(f"shape: {shape} given; need (batch, ...) or a pytree of such with one batch size")
     return _Shapes((structure, tuple(tuple(s) for s in leaves)))
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "sharding", "record", "dtype"))
-def _sample(
-    table: Table,
-    d: Any,
-    key: jax.Array,
-    index: Any,
-    init: Any,
-    hooks: Hooks | None,
-    *,
-    shape: Any,
-    sharding: Any,
-    record: tuple[str, ...],
-    dtype: Any,
-) -> Any:
-    # laws are part of the structure, so this Python check runs for every new one
-    process = getattr(d, "process", None)
-    if process is not None and process.noise.name != table.law.name:
-        raise ValueError(
-            f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
-        )
-    if isinstance(shape, _Shapes):
-        x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
-    else:
-        x = jax.ShapeDtypeStruct(shape, dtype)
-    batch = jax.tree_util.tree_leaves(x)[0].shape[0]
-    index = _indices(index, batch)
-    if sharding is not None:
-        index = jax.lax.with_sharding_constraint(index, sharding)
-    z = _draw(table, sample_keys(key, index), x)
-    scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.alpha[0])))
+@functools.lru_cache(maxsize=1024)
+def _sampler(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> Any:
+    """The jitted sampler of one shape. A jit of its own: static arguments of a shared one are compared in Python at
+    every call, which at batch 16 costs as much as a solver step."""
 
-    def place(n: Any, clean: Any) -> Any:
-        size, signal = next(scale)
-        start = expand(size, n) * n
-        return start if clean is None else start + expand(signal, n) * jnp.asarray(clean, n.dtype)
+    @jax.jit
+    def draw(table: Table, d: Any, key: jax.Array, index: Any, init: Any, hooks: Hooks | None) -> Any:
+        # laws are part of the structure, so this Python check runs for every new one
+        process = getattr(d, "process", None)
+        if process is not None and process.noise.name != table.law.name:
+            raise ValueError(
+                f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
+            )
+        if np.ndim(table.tau) != 1:
+            raise ValueError(
+                f"table: a stack of {np.shape(table.tau)[0]} given; sample() takes one table, run a stack with "
+                "jax.vmap(lambda tb: run(tb, d, x, key))(tables)"
+            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"dtype: {dtype} given; states are floating point")
+        if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.spec) > 1:
+            raise ValueError(f"sharding: spec {sharding.spec} given; need one entry, the layout of the batch axis")
+        if isinstance(shape, _Shapes):
+            x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
+        else:
+            x = jax.ShapeDtypeStruct(shape, dtype)
+        given, needed = (jax.tree_util.tree_map(np.shape, tree) for tree in (init, x))
+        if init is not None and given != needed:
+            raise ValueError(f"init: shape {given} given; need that of the samples, {needed}")
+        index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
+        if sharding is not None:
+            index = jax.lax.with_sharding_constraint(index, sharding)
+        z = _draw(table, sample_keys(key, index), x)
+        scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.alpha[0])))
 
-    if init is None:
-        start = jax.tree_util.tree_map(lambda n: place(n, None), z)
-    else:
-        start = jax.tree_util.tree_map(place, z, init)
-    return run(table, d, start, key, index=index, hooks=hooks, record=record)
+        def place(n: Any, clean: Any) -> Any:
+            size, signal = next(scale)
+            start = expand(size, n) * n
+            if clean is not None:
+                start = start + expand(signal, n) * jnp.asarray(clean, n.dtype)
+            return start.astype(n.dtype)
+
+        if init is None:
+            start = jax.tree_util.tree_map(lambda n: place(n, None), z)
+        else:
+            start = jax.tree_util.tree_map(place, z, init)
+        return run(table, d, start, key, index=index, hooks=hooks, record=record)
+
+    return draw

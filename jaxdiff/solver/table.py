@@ -107,18 +107,24 @@ def blocks_of(table: Table) -> list:
 _DEVICE: weakref.WeakKeyDictionary[Table, dict] = weakref.WeakKeyDictionary()
 
 
-def device(table: Table) -> Table:
-    """The table with jax leaves in the default float dtype (float32; float64 under x64). Memoised by identity."""
+def device(table: Table, *, hooks: bool = True) -> Table:
+    """The table with jax leaves in the default float dtype (float32; float64 under x64). Memoised by identity.
+
+    ``hooks=False`` leaves out the columns that only hooks and reports read: every argument of a compiled call costs.
+    """
     memo = _DEVICE.get(table)
-    x64 = jax.config.jax_enable_x64
-    if memo is not None and x64 in memo:
-        return memo[x64]
-    leaves, structure = jax.tree_util.tree_flatten(table)
-    if not any(isinstance(leaf, np.ndarray) for leaf in leaves):
-        return table
-    with jax.ensure_compile_time_eval():
-        arrays = [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-    return _DEVICE.setdefault(table, {}).setdefault(x64, structure.unflatten(arrays))
+    kind = (jax.config.jax_enable_x64, hooks)
+    if memo is not None and kind in memo:
+        return memo[kind]
+    slim = table if hooks else dataclasses.replace(table, time=None, out=None, live=None)
+    leaves, structure = jax.tree_util.tree_flatten(slim)
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        with jax.ensure_compile_time_eval():
+            arrays = [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+        slim = structure.unflatten(arrays)
+    elif hooks or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return slim  # nothing to convert; a tracer must not outlive its trace in a memo
+    return _DEVICE.setdefault(table, {}).setdefault(kind, slim)
 
 
 def freeze(table: Table) -> Table:
