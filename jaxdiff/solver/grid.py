@@ -71,7 +71,8 @@ class Grid:
 
 
 def _steps(steps: Any) -> int:
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+    whole = isinstance(steps, (int, np.integer)) or (isinstance(steps, (float, np.floating)) and steps % 1 == 0)
+    if isinstance(steps, bool) or not whole or steps < 1:
         raise ValueError(f"steps: {steps} given; a grid needs a whole number of steps, at least 1")
     return int(steps)
 
@@ -98,12 +99,16 @@ def _grid(time: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, on_path: bool)
 
 
 def from_times(process: Process, times: Any) -> Grid:
-    """The grid at given decreasing times (N+1,) in [0, 1]; nothing is appended."""
+    """The grid at given decreasing times (N+1,) in [0, t_max]; nothing is appended."""
+    if isinstance(times, str):
+        raise ValueError(f"grid: {times!r} given; need a Grid, as grid.{times}(process, steps), or decreasing times")
     times = np.array(times, np.float64)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"times: shape {times.shape} given; need (N+1,) with N >= 1")
-    if np.any(times < 0) or np.any(times > 1):
-        raise ValueError(f"times: range [{times.min():g}, {times.max():g}] given; times lie in [0, 1]")
+    if np.any(times < 0) or np.any(times > process.t_max):
+        raise ValueError(
+            f"times: range [{times.min():g}, {times.max():g}] given; need 0 <= t <= t_max = {process.t_max:g}"
+        )
     if np.any(np.diff(times) >= 0):
         raise ValueError("times: must decrease strictly, from noise to data")
     c = process.coefficients(times)
@@ -113,8 +118,8 @@ def from_times(process: Process, times: Any) -> Grid:
 def explicit(alpha: Any, sigma: Any, time: Any = None, process: Process | None = None) -> Grid:
     """A grid from other people's ``alpha``, ``sigma`` (N+1,), float64; ``time`` is what the network is told.
 
-    Without ``time`` it is found by ``process.time(log(alpha/sigma))``. Solvers that need points between grid points
-    or path tangents refuse such a grid.
+    Without ``time`` it is found by ``process.time(log(alpha/sigma))``, and is 0 where sigma = 0. Solvers that need points
+    between grid points or path tangents refuse such a grid.
     """
     alpha, sigma = np.array(alpha, np.float64), np.array(sigma, np.float64)
     if alpha.shape != sigma.shape or alpha.ndim != 1 or alpha.size < 2:
@@ -122,8 +127,9 @@ def explicit(alpha: Any, sigma: Any, time: Any = None, process: Process | None =
     if time is None:
         if process is None:
             raise ValueError("time: missing; give the network's times, or the process to compute them from")
-        with np.errstate(divide="ignore"):
-            time = process.time(np.log(alpha) - np.log(sigma))
+        clean = sigma == 0  # no path tells a noise level from 0 by its logarithm
+        with np.errstate(divide="ignore", invalid="ignore"):
+            time = np.where(clean, 0.0, process.time(np.log(alpha) - np.log(np.where(clean, 1.0, sigma))))
     time = np.array(time, np.float64)
     if time.shape != alpha.shape:
         raise ValueError(f"time: shape {time.shape} given; need that of alpha, {alpha.shape}")
@@ -131,8 +137,19 @@ def explicit(alpha: Any, sigma: Any, time: Any = None, process: Process | None =
 
 
 def as_grid(process: Process, grid: Any) -> Grid:
-    """``grid`` itself, or the grid at an array of times."""
-    return grid if isinstance(grid, Grid) else from_times(process, grid)
+    """``grid`` itself, or the grid at an array of times. Raises ValueError for a grid of another process."""
+    if not isinstance(grid, Grid):
+        return from_times(process, grid)
+    if grid.on_path:
+        c = process.coefficients(grid.time[:-1])  # the last point may be an appended clean one
+        if not (
+            np.allclose(c.alpha, grid.alpha[:-1], 1e-9, 1e-12) and np.allclose(c.sigma, grid.sigma[:-1], 1e-9, 1e-12)
+        ):
+            raise ValueError(
+                f"grid: its points do not lie on process {process.name!r}; build it with that process, or replay "
+                "its arrays with grid.explicit(alpha, sigma, time)"
+            )
+    return grid
 
 
 def _warp(process: Process, steps: int, t_min: float, map_unit: Any) -> Grid:
@@ -234,6 +251,9 @@ def edm_rho(
     """
     if not rho > 0:
         raise ValueError(f"rho: {rho} given; need > 0")
+    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(f"{name}: {value} given; edm_rho() needs a finite sigma > 0")
 
     def spacing(noisy: float, clean: float, u: np.ndarray) -> np.ndarray:
         start, end = np.exp(-noisy / rho), np.exp(-clean / rho)

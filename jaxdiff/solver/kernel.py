@@ -27,7 +27,7 @@ def row_mean(table: Table, d: Any, state: State, row: Row) -> Any:
 def row_logprob(table: Table, d: Any, state: State, row: Row, y_next: Any) -> jax.Array:
     """``log N(y_next; row_mean, C^2 I)`` in nats, summed over each sample's coordinates: shape (B,).
 
-    Raises ValueError for deterministic tables and non-Gaussian laws. A row with C = 0 has no density: -inf or nan.
+    Raises ValueError for deterministic tables and non-Gaussian laws. A row with C = 0 has no density: NaN.
     """
     block = blocks_of(table)[0]
     if not isinstance(row.blocks, AffineBlock):
