@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/jaxdiff train --config configs/digits.py --workdir $(WORKDIR)
-	$(BIN)/jaxdiff sample --workdir $(WORKDIR) --config.guidance.name=cfg --config.guidance.scale=2.0
+	$(BIN)/jaxdiff sample --workdir $(WORKDIR) --config.guidance.name=cfg --config.guidance.scale=1.5
 	$(BIN)/jaxdiff eval --workdir $(WORKDIR)
 
 test: $(STAMP)

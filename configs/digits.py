@@ -17,10 +17,10 @@ def get_config():
     config.objective.label_drop = 0.1
     config.optimiser.learning_rate = 2e-3
     config.optimiser.warmup = 100
-    config.ema.decay = 0.998
-    config.train.steps = 3000
-    config.train.save_every = 1000
+    config.ema.decay = 0.995
+    config.train.steps = 900
+    config.train.save_every = 300
     config.solver.name = "heun"
     config.solver.steps = 20
-    config.eval.guidance_scale = 2.0
+    config.eval.guidance_scale = 1.5
     return config
