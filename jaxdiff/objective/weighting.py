@@ -92,9 +92,8 @@ def residual_factor(target: str, c: Coefficients, sigma_data: Any = 0.5) -> Any:
         return (c.alpha / (c.alpha**2 + c.sigma**2)) ** 2
     if target == "velocity":
         return (c.alpha * c.pace / (c.alpha * c.ds - c.sigma * c.da)) ** 2
-    if target == "edm":
-        return c.alpha**2 * sigma_data**2 / (c.sigma**2 + c.alpha**2 * sigma_data**2)
-    raise check_target(target)
+    check_target(target)  # the one left is edm
+    return c.alpha**2 * sigma_data**2 / (c.sigma**2 + c.alpha**2 * sigma_data**2)
 
 
 def target_weight(

@@ -98,6 +98,7 @@ def test_over_lam_is_one_integral_for_every_time_density(path):
         (lambda: w.min_snr(0), "gamma: 0 given"),
         (lambda: w.p2(0, 1), "k, power: 0, 1 given"),
         (lambda: w.edm(-1), "sigma_data: -1 given"),
+        (lambda: w.residual_factor("dta", process.linear().coefficients(0.5)), "target: 'dta' .*'data'"),
     ],
 )
 def test_errors(call, message):
