@@ -1,0 +1,59 @@
+"""What can be wrong with a checkpoint, and how it is said in one line."""
+
+import errno
+import os
+from collections.abc import Iterator
+
+__all__ = ["CheckpointError", "Damaged", "DamagedStep", "one_line", "says_nothing_about_the_files", "system_reason"]
+
+_ERRNOS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or used; one line that names the directory and the reason."""
+
+
+class Damaged(Exception):
+    """The files of a checkpoint are missing, unreadable or not what was written."""
+
+
+class DamagedStep(CheckpointError):
+    """``Damaged`` with the checkpoint's name; walking back catches it."""
+
+    def __init__(self, path: object, reason: str):
+        super().__init__(f"checkpoint {path} is damaged: {reason}")
+        self.reason = reason
+
+
+def says_nothing_about_the_files(error: BaseException) -> bool:
+    """Reading failed for want of memory, rights or a connection: nothing may be renamed because of it."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno in _ERRNOS)
+        or any(word in str(error) for word in _WORDS)
+    )
+
+
+def system_reason(error: BaseException) -> str | None:
+    """The operating system's words if an OSError is among the causes of an error."""
+    reason = None
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno:
+            reason = os.strerror(cause.errno)
+    return reason
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def one_line(error: BaseException) -> str:
+    """First line of an error's message, of readable length."""
+    if isinstance(error, DamagedStep):
+        return error.reason
+    text = (str(error).strip().splitlines() or [""])[0]
+    text = text if len(text) <= 200 else text[:197] + "..."
+    return text if isinstance(error, Damaged) else f"{type(error).__name__}: {text}"

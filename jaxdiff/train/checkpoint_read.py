@@ -1,0 +1,165 @@
+"""Reading a checkpoint: first its record, then whether it fits, then its arrays, then whether they are right.
+
+With several processes each function marked *together* is called by all of them, and damage seen by one is damage
+for all; otherwise the one that saw it would leave the others waiting in the next collective.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+import jaxdiff
+from jaxdiff.train.checkpoint_errors import (
+    CheckpointError,
+    DamagedStep,
+    one_line,
+    says_nothing_about_the_files,
+)
+from jaxdiff.train.checkpoint_state import empty, like, place, readable
+from jaxdiff.train.digest import first_mismatch, leaf_of, named_leaves
+
+__all__ = ["FORMAT", "from_chief", "open_record", "read_items", "verify"]
+
+FORMAT = 1
+_OUR_ITEMS = {"state", "ema", "meta"}
+
+
+def from_chief(value: int) -> int:
+    """Process 0's value (together)."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
+
+
+def _fault(path: epath.Path, read: Callable[[], None]) -> str | None:
+    """Run a reader; the reason if the files are damaged. Errors that are not about the files go on up."""
+    try:
+        read()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if says_nothing_about_the_files(error):
+            raise CheckpointError(f"checkpoint {path} could not be read: {one_line(error)}") from error
+        return one_line(error)
+    return None
+
+
+def _agreed_fault(fault: str | None) -> str | None:
+    """A fault if any process has one (together)."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        if np.any(multihost_utils.process_allgather(np.array(fault is not None))) and fault is None:
+            return "another process could not read it"
+    return fault
+
+
+def open_record(path: epath.Path, *, together: bool = False) -> Any:
+    """Read and check the record of the checkpoint at ``path``.
+
+    Raises:
+        DamagedStep: if it is missing or not what was written.
+        CheckpointError: if it is of another format, or the directory is a checkpoint but not one of jaxdiff.
+    """
+    from jaxdiff.train import checkpoint_files as files
+
+    found = []
+    fault = _fault(path, lambda: found.append(files.read_record(path)))
+    fault = _agreed_fault(fault) if together else fault
+    if fault is not None:
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        strange = sorted(n for n in names - _OUR_ITEMS if not n.startswith("_") and n != "commit_success.txt")
+        if strange and not names & _OUR_ITEMS:
+            raise CheckpointError(
+                f"{path} was not written by jaxdiff (it holds {', '.join(strange[:3])}); choose another directory"
+            )
+        raise DamagedStep(path, fault)
+    record = found[0]
+    version = record.payload.get("format")
+    if version != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} has format {version}, jaxdiff {jaxdiff.__version__} reads format {FORMAT}: "
+            f"use the jaxdiff that wrote it ({record.payload.get('versions', {}).get('jaxdiff', 'unknown')})"
+        )
+    return record
+
+
+def verify(path: epath.Path) -> str | None:
+    """Read a whole checkpoint on this process's host; None if every digest matches, else what is wrong."""
+    from jaxdiff.train import checkpoint_files as files
+
+    try:
+        record = open_record(path)
+    except DamagedStep as error:
+        return error.reason
+    return _fault(path, lambda: files.verify_on_host(path, record))
+
+
+def read_items(path: epath.Path, targets: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read and verify some items (together).
+
+    Args:
+        path: the checkpoint.
+        targets: item -> structure with arrays or ``jax.ShapeDtypeStruct``; for ``{"ema": None}`` alone, nested
+            dictionaries of numpy arrays are returned.
+
+    Returns:
+        The trees in the order asked for, and the caller's meta.
+
+    Raises:
+        DamagedStep: if the files are bad, confirmed by a second reading.
+        CheckpointError: if they are intact but do not fit the target.
+    """
+    from jaxdiff.train import checkpoint_files as files
+
+    record = open_record(path, together=True)
+    loose = dict(targets) == {"ema": None}
+    wanted: dict[str, dict[str, Any]] = {}
+    for item, target in targets.items():
+        stored = record.leaves.get(item, {})
+        wanted[item] = dict.fromkeys(stored) if loose else named_leaves(target)
+        if not loose:
+            fault = first_mismatch(stored, {name: leaf_of(leaf) for name, leaf in wanted[item].items()})
+            if fault:
+                prefix = "ema/" if item == "ema" else ""
+                raise CheckpointError(f"checkpoint {path} does not fit this program: {prefix}{fault}")
+
+    several = jax.process_count() > 1
+    if several:
+        share = (jax.process_index(), jax.process_count())
+        fault = _agreed_fault(_fault(path, lambda: files.verify_on_host(path, record, share)))
+        if fault is not None:
+            raise DamagedStep(path, fault)
+
+    trees = []
+    for item, target in targets.items():
+        stored = record.leaves.get(item, {})
+        places = {name: None if loose else place(name, leaf) for name, leaf in wanted[item].items()}
+        full = {name: where for name, where in places.items() if 0 not in stored[name].shape}
+        arrays: dict[str, Any] = {}
+
+        def read(item=item, stored=stored, full=full, arrays=arrays) -> None:
+            arrays.update(files.read_arrays(path / item, full))
+            files.check_digests(item, {n: stored[n] for n in full}, arrays, collective=several)
+
+        fault = _fault(path, read)
+        if fault is not None:
+            # a second, independent reading decides whether the files or this reading is at fault
+            reason = fault if several else verify(path)
+            if reason is None:
+                raise CheckpointError(f"checkpoint {path} verifies but could not be restored: {fault}")
+            raise DamagedStep(path, reason)
+        for name, where in places.items():
+            if name not in full:
+                arrays[name] = empty(stored[name], where)
+        if loose:
+            trees.append(readable(arrays))
+        else:
+            values = [like(leaf, arrays[name]) for name, leaf in wanted[item].items()]
+            trees.append(jax.tree.unflatten(jax.tree.structure(target), values))
+    return tuple(trees), record.payload["meta"]
