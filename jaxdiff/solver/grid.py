@@ -221,8 +221,8 @@ def _by_level(process: Process, steps: int, low: float | None, high: float | Non
     times = np.asarray(process.time(spacing(noisy, clean, unit)), np.float64)
     if exact_start:
         times[0] = process.t_max
-    if not ends and count > 1 and high is None:
-        times[-1] = 0.0
+    if count > 1 and high is None:
+        times[-1] = float(process.path.interior()[0])  # exactly, not to rounding: t=0 on ve must not be -1e-16
     if ends and not process.path.appends_clean:
         times = np.append(times, 0.0)
     return _with_end(process, times, process.path.appends_clean)
