@@ -407,3 +407,25 @@ def test_scales_can_be_vmapped():
     one = pred.denoiser(process.edm(), Net().apply, params, target="edm", sigma_data=1.0)(x, 0.1).data
     np.testing.assert_allclose(spread[1], one, rtol=1e-5)
     assert not np.allclose(spread[0], spread[1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_tabulated_forms_say_the_same(target):
+    """All rows at once, then one row at a time in query.form: what the denoiser makes of each query itself."""
+    path, x = process.vp(), draws((3, 2)).__next__()
+    params = Net().init(jax.random.key(0), x, jnp.zeros(()))
+    d = pred.denoiser(path, Net().apply, params, target=target, clock="half_log_snr", sigma_data=0.8)
+    t = jnp.array([0.0, 0.3, 1.0])
+    c = path.coefficients(t)
+    table = d.tabulate(Query(t, None, c.alpha, c.sigma))
+    for k in range(3):
+        query = Query(t[k], None, c.alpha[k], c.sigma[k])
+        want = d.at(x, query)
+        got = d.at(x, dataclasses.replace(query, form=jax.tree.map(lambda v, k=k: v[k], table)))
+        np.testing.assert_allclose(got.data, want.data, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got.noise, want.noise, rtol=1e-5, atol=1e-6)
+        a, b = (v[k] for v in table.linear[:2])
+        np.testing.assert_allclose(a * x + b * d.raw(x, query), want.data, rtol=1e-5, atol=1e-6)
+        # what is identified is consistent: alpha x0 + sigma eps = x for any raw output
+        if not (target == "data" and k == 0):
+            np.testing.assert_allclose(c.alpha[k] * want.data + c.sigma[k] * want.noise, x, rtol=1e-3, atol=2e-4)
