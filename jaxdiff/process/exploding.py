@@ -99,7 +99,9 @@ def _check(sigma_min: Any, sigma_max: Any) -> None:
     if isinstance(sigma_min, jax.Array) or isinstance(sigma_max, jax.Array):
         return
     if not 0 < float(sigma_min) < float(sigma_max) < np.inf:
-        raise ValueError(f"sigma_min, sigma_max: {sigma_min}, {sigma_max} given; need 0 < sigma_min < sigma_max < inf")
+        raise ValueError(
+            f"sigma_min, sigma_max: {sigma_min}, {sigma_max} given; need 0 < sigma_min < sigma_max < inf"
+        )
 
 
 def make_ve(sigma_min: Any = 0.01, sigma_max: Any = 50.0) -> VE:
