@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def command(name: str, summary: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+        added = commands.add_parser(
             name,
             help=summary,
             description=summary,
@@ -33,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return added
 
     train = command(
         "train", "Train from a config file; checkpoints, metrics and pictures go to the working directory."
@@ -81,13 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = _overrides(parser, rest)
     try:
         return _run(args, overrides)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error).__module__.startswith("jax"):
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        # what jaxdiff refuses on purpose, and what the system refuses it; anything else is a bug and keeps its traceback
+        ours = type(error).__module__.partition(".")[0] == "jaxdiff"
+        if args.debug or not (ours or isinstance(error, (ValueError, OSError, ModuleNotFoundError))):
             raise
         print(f"jaxdiff {args.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -362,7 +362,7 @@ def store(config: ConfigDict, path: Any) -> None:
     """Write a config as JSON, complete or not at all."""
     temporary = path.parent / (path.name + ".partial")
     temporary.write_text(json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n")
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def restore(path: Any) -> ConfigDict:

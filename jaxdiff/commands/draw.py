@@ -171,7 +171,7 @@ def to_file(
         unfinished = folder / f"{start:012d}.unfinished"
         with unfinished.open("wb") as file:
             np.save(file, x)
-        unfinished.rename(chunk)
+        unfinished.replace(chunk)
     temporary = target.parent / (target.name + ".writing")
     with temporary.open("wb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("x0.npy", "w", force_zip64=True) as file:
@@ -183,7 +183,7 @@ def to_file(
         if wanted is not None:
             with archive.open("label.npy", "w") as file:
                 np.lib.format.write_array(file, np.asarray(wanted, np.int32))
-    temporary.rename(target)
+    temporary.replace(target)
     shutil.rmtree(folder)
 
 

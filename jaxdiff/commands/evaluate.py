@@ -72,7 +72,7 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
     }
     temporary = workdir / "metrics.json.partial"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.rename(workdir / "metrics.json")
+    temporary.replace(workdir / "metrics.json")
     print(report_table(result))
     if "guided" in result:
         g, own = result["guided"], result["class_agreement"]["heldout"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -19,7 +20,7 @@ from jaxdiff.data import pipeline
 from jaxdiff.eval import image_grid, loss_curves, toy_panels
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.config_diff import check_same_config
-from jaxdiff.train.lock import Lock
+from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import check_batch_size, make_mesh
 
@@ -56,7 +57,8 @@ def open_workdir(path: str, config: ConfigDict, change: bool = False) -> epath.P
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.store(config, stored)
+        if jax.process_index() == 0:
+            config_lib.store(config, stored)
     except OSError as error:
         raise ConfigError(f"workdir: cannot write to {path} ({error.strerror or error})") from None
     return workdir
@@ -87,7 +89,8 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
     players = assemble.game(made)
     assemble.table(made)  # a solver that does not fit must fail now, not after training
     workdir = open_workdir(path, config, change)
-    with Lock(workdir):
+    chief = jax.process_index() == 0
+    with WorkdirLock(workdir) if chief else contextlib.nullcontext():
         use_compile_cache(workdir)
         checkpointer = Checkpointer(workdir / "checkpoints", keep_last=config.train.keep_last)
         t = config.train
@@ -113,7 +116,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
             )
         finally:
             checkpointer.close()
-        if jax.process_index() == 0:
+        if chief:
             draw_losses(workdir)
             if not outcome.preempted and made.shape == (2,):
                 draw_toy(made, source, draw.averaged(outcome.state), workdir)

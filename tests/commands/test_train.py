@@ -1,0 +1,193 @@
+"""`jaxdiff train`: resumption after kill -9 is bitwise, and every bad input is one line that loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiff import cli
+from jaxdiff.train.checkpoint import Checkpointer
+
+CONFIG = """
+from jaxdiff.config import default
+
+def get_config():
+    config = default()
+    config.data.name = "toy2d:two_moons"
+    config.data.batch_size = 32
+    config.network.name = "mlp"
+    config.network.width = 16
+    config.network.depth = 1
+    config.optimiser.warmup = 5
+    config.train.steps = 100
+    config.train.save_every = 25
+    config.train.log_every = 10
+    config.train.tensorboard = False
+    config.solver.name = "euler"
+    config.solver.steps = 4
+    return config
+"""
+
+# a real SIGKILL, at a step of our choosing
+DIE = """
+import os, signal, sys
+from jaxdiff import cli
+from jaxdiff.train import loop
+
+class Deadly(loop.MetricLog):
+    def add(self, step, metrics):
+        super().add(step, metrics)
+        if step == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+loop.MetricLog = Deadly
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def environment():
+    here = dict(os.environ)
+    here["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    here["JAX_PLATFORMS"] = "cpu"
+    return here
+
+
+def train(config_file, workdir, *more):
+    command = [
+        sys.executable,
+        "-m",
+        "jaxdiff.cli",
+        "train",
+        "--config",
+        config_file,
+        "--workdir",
+        str(workdir),
+        *more,
+    ]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    done = train(config_file, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def leaves(workdir):
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpointer:
+        return {
+            jax.tree_util.keystr(k): v
+            for k, v in jax.tree_util.tree_leaves_with_path(checkpointer.restore_ema().state)
+        }
+
+
+def test_writes_what_it_promises(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.json", "checkpoints", "metrics.jsonl", "loss.png", "samples.png"} <= names
+    steps = [json.loads(line)["step"] for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 100
+
+
+def test_kill_nine_and_resume_is_bitwise(config_file, finished, tmp_path):
+    workdir = tmp_path / "run"
+    command = ["train", "--config", config_file, "--workdir", str(workdir)]
+    killed = subprocess.run([sys.executable, "-c", DIE, "63", *command], env=environment(), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    again = train(config_file, workdir)
+    assert again.returncode == 0, again.stderr
+    straight, resumed = leaves(finished), leaves(workdir)
+    assert straight.keys() == resumed.keys()
+    for name, value in straight.items():
+        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
+
+
+def test_finished_run_does_nothing_more(config_file, finished):
+    before = (finished / "metrics.jsonl").read_text()
+    done = train(config_file, finished)
+    assert done.returncode == 0, done.stderr
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def one_line(capsys, *argv):
+    status = cli.main(list(argv))
+    message = capsys.readouterr().err.strip()
+    assert status == 2
+    assert message.startswith("jaxdiff ") and "\n" not in message
+    return message
+
+
+def test_another_config_is_refused_with_the_difference(config_file, finished, capsys):
+    stored = (finished / "config.json").read_text()
+    argv = ["train", "--config", config_file, "--workdir", str(finished), "--config.optimiser.learning_rate=0.5"]
+    message = one_line(capsys, *argv)
+    assert "optimiser.learning_rate" in message and "0.001" in message and "0.5" in message
+    assert (finished / "config.json").read_text() == stored
+
+
+def test_foreign_workdir_is_left_alone(config_file, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("ten years")
+    message = one_line(capsys, "train", "--config", config_file, "--workdir", str(tmp_path))
+    assert "holds no config.json" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_file_as_workdir(config_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in one_line(capsys, "train", "--config", config_file, "--workdir", str(tmp_path / "file"))
+
+
+def test_unwritable_workdir(config_file, capsys):
+    message = one_line(capsys, "train", "--config", config_file, "--workdir", "/proc/none/run")
+    assert "cannot write" in message
+
+
+BAD = [
+    ("--config.data.name=digitz", "did you mean"),
+    ("--config.data.name=tfds:mnist --config.data.data_dir=/nowhere", "data"),
+    ("--config.data.batch_size=1000000", "data.batch_size=1000000"),
+    ("--config.network.wdith=3", "did you mean 'width'"),
+    ("--config.objective.target=noise", "t_max"),
+    ("--config.optimiser.name=adamw2", "did you mean"),
+    ("--config.mesh.data=64", "64"),
+    ("--config.solver.name=edm --config.solver.s_churn=-1", "s_churn"),
+    ("--config.process.name=edm --config.process.noise=student_t --config.process.df=4 "
+     "--config.solver.name=ancestral", "needs Gaussian noise"),
+    ("--config.train.accumulate=7", "accumulate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "expected"), BAD, ids=[b[0][9:45] for b in BAD])
+def test_bad_input_before_anything_is_written(config_file, tmp_path, capsys, flags, expected):
+    workdir = tmp_path / "run"
+    message = one_line(capsys, "train", "--config", config_file, "--workdir", str(workdir), *flags.split())
+    assert expected in message
+    assert not workdir.exists()
+
+
+def test_objective_without_its_field_is_one_line():
+    from jaxdiff import config as config_lib
+    from jaxdiff.commands import assemble
+
+    config = config_lib.default()
+    config.network.name = "mlp"
+    source = assemble.dataset(config, "train")
+    player = assemble.game(assemble.setup(config, source))["model"]
+    from jaxdiff.objective.context import Ctx
+
+    batch = {"x0": np.zeros((2, 8, 8, 1), np.float32), "index": np.arange(2, dtype=np.uint32)}
+    with pytest.raises(ValueError, match="label"):
+        player.loss({}, batch, jax.random.split(jax.random.key(0), 2), Ctx(step=0))
