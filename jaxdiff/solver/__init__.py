@@ -7,37 +7,63 @@ things about a table without a network.
 
 from jaxdiff.solver import grid, weights
 from jaxdiff.solver.algebra import Check, Dense, check, unroll
+from jaxdiff.solver.conjugate import conjugate
+from jaxdiff.solver.deis import deis, f_pndm, ipndm, lms, pndm
+from jaxdiff.solver.dpm_solver import dpm_solver, dpm_solver_pp
+from jaxdiff.solver.dpm_v3 import Statistics, dpm_solver_v3
 from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run, sample, sample_keys
+from jaxdiff.solver.exp_rk import exp_rk
 from jaxdiff.solver.grid import GRIDS, Grid
 from jaxdiff.solver.kernel import row_logprob, row_mean
-from jaxdiff.solver.multistep import dpm_solver_pp
+from jaxdiff.solver.momentum import ghvb, heavy_ball
 from jaxdiff.solver.onestep import ancestral, ddim, euler
-from jaxdiff.solver.rungekutta import edm, heun
+from jaxdiff.solver.order import Order, order
+from jaxdiff.solver.rungekutta import dpm2, edm, heun, rho_rk, rk4
 from jaxdiff.solver.table import AffineBlock, Table, device, stack
+from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
 
 __all__ = [
-    "GRIDS",
-    "SOLVERS",
     "AffineBlock",
     "Check",
     "Dense",
+    "GRIDS",
     "Grid",
     "Hooks",
+    "Order",
     "Row",
+    "SOLVERS",
     "State",
+    "Statistics",
+    "Step",
     "Table",
     "advance",
     "ancestral",
     "begin",
     "check",
+    "conjugate",
+    "dc_solver",
     "ddim",
+    "deis",
     "device",
+    "dpm2",
+    "dpm_solver",
     "dpm_solver_pp",
+    "dpm_solver_v3",
     "edm",
     "euler",
+    "exp_rk",
+    "f_pndm",
+    "ghvb",
     "grid",
+    "heavy_ball",
     "heun",
     "hooks",
+    "ipndm",
+    "lms",
+    "order",
+    "pndm",
+    "rho_rk",
+    "rk4",
     "row_logprob",
     "row_mean",
     "rows_of",
@@ -45,7 +71,9 @@ __all__ = [
     "sample",
     "sample_keys",
     "stack",
+    "unipc",
     "unroll",
+    "usf",
     "weights",
 ]
 
@@ -55,5 +83,22 @@ SOLVERS = {
     "ancestral": ancestral,
     "heun": heun,
     "edm": edm,
+    "dpm_solver": dpm_solver,
     "dpm_solver_pp": dpm_solver_pp,
+    "conjugate": conjugate,
+    "dc_solver": dc_solver,
+    "deis": deis,
+    "dpm2": dpm2,
+    "dpm_solver_v3": dpm_solver_v3,
+    "exp_rk": exp_rk,
+    "f_pndm": f_pndm,
+    "ghvb": ghvb,
+    "heavy_ball": heavy_ball,
+    "ipndm": ipndm,
+    "lms": lms,
+    "pndm": pndm,
+    "rho_rk": rho_rk,
+    "rk4": rk4,
+    "unipc": unipc,
+    "usf": usf,
 }

@@ -1,4 +1,4 @@
-"""Exponential multistep methods in data form: DPM-Solver++ (2211.01095 [244])."""
+"""Exponential multistep methods in data and in noise form: DPM-Solver++ (2211.01095 [244]) and DPM-Solver (2206.00927 [50])."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ import numpy as np
 
 from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
-from jaxdiff.solver.build import Rows, first_order
+from jaxdiff.solver.build import DATA
+from jaxdiff.solver.exponential import FORMS, Node, check_choice, frame, jump
 from jaxdiff.solver.grid import Grid, as_grid
 from jaxdiff.solver.table import Table
+from jaxdiff.solver.tape import Expression, Tape
 
-__all__ = ["dpm_solver_pp"]
+__all__ = ["multistep"]
+
+TAILS = ("auto", "always", "zero", "never")
 
 
-def allowed_order(grid: Grid, i: int, order: int, lower_order_final: str) -> int:
+def allowed_order(grid: Grid, i: int, order: int, lower_order_final: str, *, reaches_zero: bool = False) -> int:
     """The order step i may have: history since the last node at finite half log-SNR, and the tail rule.
 
     A step to sigma = 0 has infinite length in lam and is first-order. ``lower_order_final``: "always" lowers the last
     steps to what the remaining steps allow, "auto" does so on grids of fewer than 15 steps, "zero" and "never" leave
-    the tail alone (a step to sigma = 0 stays first-order, there being no other).
+    the tail alone (a step to sigma = 0 stays first-order, there being no other). ``reaches_zero``: for weights in rho, where
+    sigma = 0 is a point like others, so that "never" keeps the order there too.
     """
-    if grid[i + 1].sigma == 0 or grid[i].alpha == 0:
+    if grid[i].alpha == 0 or (grid[i + 1].sigma == 0 and not (reaches_zero and lower_order_final == "never")):
         return 1
     finite = 1
     while finite < order and i - finite >= 0 and grid[i - finite].alpha > 0:
@@ -31,38 +36,58 @@ def allowed_order(grid: Grid, i: int, order: int, lower_order_final: str) -> int
     return min(finite, len(grid) - i) if lower else finite
 
 
-def dpm_solver_pp(
-    process: Process, grid: Any, *, order: int = 2, variant: str = "midpoint", lower_order_final: str = "auto"
-) -> Table:
-    """DPM-Solver++ multistep: ``x_s = (sigma_s/sigma_t) x_t + alpha_s sum_j w_j x0_hat_j`` (2211.01095 [244]).
-
-    order 1 is DDIM. Order 2 (2M), with ``h = lam_s - lam_t``, ``r = h_prev/h``: ``variant="midpoint"``, the paper's,
-    ``D = (1 + 1/(2r)) D_0 - (1/(2r)) D_1`` under the first-order weight ``alpha_s (1 - e^-h)``; ``variant="lagrange"``
-    integrates the linear interpolant exactly (diffusers' "heun"). ``lower_order_final``: "auto", "always", "zero", "never".
-    Raises ValueError for other orders and names.
-    """
-    grid = as_grid(process, grid)
-    if order not in (1, 2):
-        raise ValueError(f"order: {order} given; dpm_solver_pp() has orders 1 and 2")
-    if variant not in ("midpoint", "lagrange"):
-        raise ValueError(f"variant: {variant!r} given; allowed: midpoint, lagrange")
-    check_tail(lower_order_final)
-    rows = Rows(process, grid[0])
-    for i in range(len(grid)):
-        at, to = grid[i], grid[i + 1]
-        A, B = first_order(at, to)
-        if allowed_order(grid, i, order, lower_order_final) == 2:
-            h, before = to.lam - at.lam, at.lam - grid[i - 1].lam
-            if variant == "midpoint":
-                slope = 0.5 * h / before * B[0]
-                B = [B[0] + slope, -slope]
-            else:
-                B = list(to.alpha * weights.exponential(h, np.array([0.0, -before / h])))
-        rows.add(at, A, B)
-    return rows.table(grid[len(grid)])
-
-
 def check_tail(lower_order_final: str) -> None:
     """Validate the option shared by all multistep makers."""
-    if lower_order_final not in ("auto", "always", "zero", "never"):
-        raise ValueError(f"lower_order_final: {lower_order_final!r} given; allowed: auto, always, zero, never")
+    check_choice("lower_order_final", lower_order_final, TAILS)
+
+
+def check_order(order: Any, allowed: tuple[int, ...], solver: str) -> None:
+    """Raise ValueError unless ``order`` is one of ``allowed``."""
+    if isinstance(order, bool) or order not in allowed:
+        raise ValueError(f"order: {order} given; {solver} has orders {', '.join(map(str, allowed))}")
+
+
+def taylor_weights(H: float, nodes: np.ndarray, variant: str) -> np.ndarray:
+    """Weights of the prediction at ``nodes`` (0, then the past, in units of the step) over a step of length H.
+
+    "lagrange": exact for the interpolant. "midpoint": the same but two nodes use ``psi_0 (D_0 - D_1)/(2 r)``, the published
+    second-order form. "public": midpoint, and three nodes with half the curvature term, the published third-order
+    code's, which is of second order.
+    """
+    if variant != "lagrange" and nodes.size == 2:
+        psi = weights.moments(H, 1)[0]
+        slope = -0.5 * psi / nodes[1]
+        return np.array([psi + slope, -slope])
+    if variant == "public" and nodes.size == 3:
+        return np.linalg.solve(np.vander(nodes, increasing=True).T, weights.moments(H, 3) * [1.0, 1.0, 0.5])
+    return weights.exponential(H, nodes)
+
+
+def multistep(
+    process: Process, grid: Any, *, form: str, order: int, variant: str, lower_order_final: str, solver: str
+) -> Table:
+    """``x_s = ratio x_t + scale sum_j w_j d_j`` on the last ``order`` predictions of ``form``; see :func:`taylor_weights`."""
+    grid = as_grid(process, grid)
+    check_order(order, (1, 2, 3, 4) if variant == "lagrange" else (1, 2, 3), f"{solver} with variant {variant!r}")
+    check_choice("variant", variant, ("midpoint", "lagrange", "public"))
+    check_tail(lower_order_final)
+    tape, history = Tape(process, grid[0]), []
+    for i in range(len(grid)):
+        at, to = grid[i], grid[i + 1]
+        p = allowed_order(grid, i, order, lower_order_final)
+        if at.alpha == 0 or to.sigma == 0:
+            tape.move(jump(at, to, tape.state, tape.evaluate(at, DATA)))
+            continue
+        history = [Node(at, tape.evaluate(at, FORMS[form])), *history][:order]
+        ratio, scale, H = frame(at, to, form)
+        nodes = np.array([(n.at.lam - at.lam) / (to.lam - at.lam) for n in history[:p]])
+        gains = scale * taylor_weights(H, nodes, variant)
+        tape.move(combine(ratio * tape.state, gains, history))
+    return tape.table(grid[len(grid)])
+
+
+def combine(base: Expression, gains: Any, history: list[Node]) -> Expression:
+    """``base`` plus the weighted predictions."""
+    for gain, node in zip(gains, history):
+        base = base + gain * node.value
+    return base

@@ -7,12 +7,22 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.process.process import Process
-from jaxdiff.solver.build import NOISE, Rows, first_order, noise_step, require_gaussian, require_path
+from jaxdiff.solver.build import DATA, NOISE, Rows, first_order, noise_step, require_gaussian, require_path
+from jaxdiff.solver.exponential import check_choice, jump, point_at
 from jaxdiff.solver.grid import Grid, Point, as_grid
 from jaxdiff.solver.onestep import check_clock, euler_row, velocity_form
 from jaxdiff.solver.table import Table
+from jaxdiff.solver.tape import Tape
 
-__all__ = ["edm", "heun"]
+__all__ = ["dpm2", "edm", "heun", "rho_rk", "rk4"]
+
+# c, rows of a, b of explicit Runge-Kutta methods
+TABLEAUS = {
+    "midpoint": ([0, 1 / 2], [[], [1 / 2]], [0, 1]),
+    "2heun": ([0, 1], [[], [1]], [1 / 2, 1 / 2]),
+    "3kutta": ([0, 1 / 2, 1], [[], [1 / 2], [-1, 2]], [1 / 6, 2 / 3, 1 / 6]),
+    "4rk": ([0, 1 / 2, 1 / 2, 1], [[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+}
 
 
 def heun(process: Process, grid: Any, *, clock: str = "time") -> Table:
@@ -34,6 +44,87 @@ def heun(process: Process, grid: Any, *, clock: str = "time") -> Table:
             half = B[0] / 2
             rows.add(to, [1.0], [half, -half], form=NOISE if clock == "rho" else velocity_form(process, to))
     return rows.table(grid[len(grid)])
+
+
+def _explicit(process: Process, grid: Grid, tableau: str, clock: str) -> Table:
+    """Explicit Runge-Kutta of ``d(x/alpha)/d rho = E`` (clock "rho") or ``dx/dt = velocity`` ("time")."""
+    c, rows, b = TABLEAUS[tableau]
+    tape = Tape(process, grid[0])
+    for i in range(len(grid)):
+        at, to, base = grid[i], grid[i + 1], tape.state
+        if to.sigma == 0 or (clock == "rho" and at.alpha == 0):
+            tape.move(jump(at, to, base, tape.evaluate(at, DATA)))
+            continue
+        points = [_between(process, at, to, fraction, clock) for fraction in c] + [to]
+        slopes = []
+        for j, a in enumerate([*rows[1:], b]):
+            here, there = points[j], points[j + 1]
+            slopes.append(tape.evaluate(here, NOISE if clock == "rho" else velocity_form(process, here)))
+            if clock == "rho":
+                total, width = (there.alpha / at.alpha) * base, there.alpha * (to.rho - at.rho)
+            else:
+                total, width = base, to.time - at.time
+            for gain, slope in zip(a, slopes):
+                total = total + (width * gain) * slope
+            tape.move(total, out=j + 1 == len(c))
+    return tape.table(grid[len(grid)])
+
+
+def _between(process: Process, at: Point, to: Point, fraction: float, clock: str) -> Point:
+    """The point at ``fraction`` of the step in the clock."""
+    if fraction in (0, 1):
+        return to if fraction else at
+    if clock == "rho":
+        return point_at(process, -np.log(at.rho + fraction * (to.rho - at.rho)))
+    time = at.time + fraction * (to.time - at.time)
+    c = process.coefficients(np.float64(time))
+    return Point(time, float(c.alpha), float(c.sigma))
+
+
+def rk4(process: Process, grid: Any, *, clock: str = "time") -> Table:
+    """The classical fourth-order Runge-Kutta method on the probability-flow ODE; 4 evaluations a step.
+
+    ``clock``: as in :func:`heun`; either needs the path between grid points. A step to sigma = 0 (and, in the rho clock,
+    from alpha = 0) is the first-order jump.
+    """
+    grid = as_grid(process, grid)
+    check_clock(clock, grid, "rk4")
+    require_path(grid, "rk4", "points between the grid's (use lms or heun(clock='rho'))")
+    return _explicit(process, grid, "4rk", clock)
+
+
+def rho_rk(process: Process, grid: Any, *, tableau: str = "3kutta") -> Table:
+    """DEIS's rhoRK: explicit Runge-Kutta on ``d(x/alpha)/d rho = E``, rho = sigma/alpha (2204.13902 [66]).
+
+    ``tableau``: "midpoint", "2heun", "3kutta", "4rk" (orders 2, 2, 3, 4); all but "2heun" have stages between grid points.
+    """
+    grid = as_grid(process, grid)
+    check_choice("tableau", tableau, tuple(TABLEAUS))
+    if tableau != "2heun":
+        require_path(grid, f"rho_rk(tableau={tableau!r})", "points between the grid's (use '2heun')")
+    return _explicit(process, grid, tableau, "rho")
+
+
+def dpm2(process: Process, grid: Any) -> Table:
+    """k-diffusion's DPM2: in ``x/alpha``, Euler to the geometric mean of rho and s's rho, then that slope for the whole step.
+
+    ``x_s/alpha_s = x_t/alpha_t + (rho_s - rho_t) E(mid)``. Order 2, 2 evaluations a step; steps to sigma = 0 and from alpha = 0
+    are first-order.
+    """
+    grid = as_grid(process, grid)
+    require_path(grid, "dpm2", "points between the grid's (use dpm_solver(method='fast') or lms)")
+    tape = Tape(process, grid[0])
+    for i in range(len(grid)):
+        at, to, base = grid[i], grid[i + 1], tape.state
+        if to.sigma == 0 or at.alpha == 0:
+            tape.move(jump(at, to, base, tape.evaluate(at, DATA)))
+            continue
+        middle = point_at(process, (at.lam + to.lam) / 2)
+        slope = tape.evaluate(at, NOISE)
+        tape.move((middle.alpha / at.alpha) * base + middle.alpha * (middle.rho - at.rho) * slope, out=False)
+        slope = tape.evaluate(middle, NOISE)
+        tape.move((to.alpha / at.alpha) * base + to.alpha * (to.rho - at.rho) * slope)
+    return tape.table(grid[len(grid)])
 
 
 def edm(

@@ -7,15 +7,16 @@ interpolant on nodes u_j (0 is now, 1 the end of the step, negative the past).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["exponential", "moments"]
+__all__ = ["exponential", "moments", "polynomial"]
 
 
 def moments(H: float, count: int) -> np.ndarray:
-    """``psi_m(H) = int_0^1 H e^{-(1-u)H} u^m du`` for m = 0..count-1, H > 0, relative error about 1e-15.
+    """``psi_m(H) = int_0^1 H e^{-(1-u)H} u^m du`` for m = 0..count-1, H > 0 or finite H < 0, relative error about 1e-15.
 
     ``psi_0 = 1 - e^-H``, ``psi_m = 1 - (m/H) psi_{m-1}`` where that is stable (H >= m + 1), and the series
     ``sum_j (-1)^j H^{j+1} m!/(m+1+j)!`` below (the recursion in float32 gives phi_3(1e-3) with 42 % error).
@@ -39,8 +40,40 @@ def moments(H: float, count: int) -> np.ndarray:
     return values
 
 
-def exponential(H: float, nodes: Any) -> np.ndarray:
-    """Weights w_j with ``sum_j w_j f(u_j)`` exact for polynomials of degree < len(nodes); they sum to 1 - e^-H."""
+def exponential(H: float, nodes: Any, clock: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """Weights w_j with ``sum_j w_j f(u_j) = int_0^1 H e^{-(1-u)H} f(u) du`` for interpolants f; they sum to 1 - e^-H.
+
+    A negative H gives the noise-form weights ``-int_0^1 |H| e^{(1-u)|H|} L_j du``. ``nodes`` (n,): positions u_j of a
+    polynomial in u (exact for degree < n); with ``clock``, positions of a polynomial in ``clock(u)`` instead, integrated by
+    64-point Gauss-Legendre.
+    """
     nodes = np.asarray(nodes, np.float64)
-    vandermonde = np.vander(nodes, increasing=True).T
-    return np.linalg.solve(vandermonde, moments(H, nodes.size))
+    if clock is None:
+        return _fit(nodes, moments(H, nodes.size))
+    points, gains = np.polynomial.legendre.leggauss(64)
+    u, gains = 0.5 * (points + 1), 0.5 * gains
+    return lagrange(nodes, clock(u)) @ (gains * H * np.exp(-(1 - u) * H))
+
+
+def polynomial(nodes: Any) -> np.ndarray:
+    """Weights with ``sum_j w_j f(u_j) = int_0^1 f(u) du`` exact for degree < len(nodes); they sum to 1.
+
+    Nodes 0, -1, -2, ... give the Adams-Bashforth weights [1], [3/2, -1/2], [23, -16, 5]/12, [55, -59, 37, -9]/24.
+    """
+    nodes = np.asarray(nodes, np.float64)
+    return _fit(nodes, 1.0 / np.arange(1, nodes.size + 1))
+
+
+def _fit(nodes: np.ndarray, integrals: np.ndarray) -> np.ndarray:
+    """Weights on ``nodes`` that integrate u^m to ``integrals[m]``."""
+    return np.linalg.solve(np.vander(nodes, increasing=True).T, integrals)
+
+
+def lagrange(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Lagrange basis polynomials of ``nodes`` (n,) at ``points`` (m,): (n, m)."""
+    basis = np.ones((nodes.size, points.size))
+    for j, own in enumerate(nodes):
+        for i, other in enumerate(nodes):
+            if i != j:
+                basis[j] *= (points - other) / (own - other)
+    return basis
