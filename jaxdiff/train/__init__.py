@@ -4,6 +4,7 @@
 ``{name: Player(loss, optimiser)}``, usually of one player.
 """
 
+from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.ema import Average, averages, decay, posthoc_weights, power
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import batch_sharding, make_mesh, put_batch, replicated
@@ -18,6 +19,7 @@ from jaxdiff.train.step import Game, Player, Step, example_keys, make_step
 __all__ = [
     "Average",
     "Callback",
+    "Checkpointer",
     "Game",
     "JsonlWriter",
     "MetricLog",

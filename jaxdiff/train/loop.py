@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import os
 import pathlib
 import time
@@ -167,6 +168,8 @@ def train(
     progress = Progress(steps, start, every=progress_every) if chief else None
     if progress and mesh.size > mesh.shape["data"]:
         progress.say(sharding_table(target.params, layout.params, min_bytes))
+    for damage in getattr(checkpointer, "bad", ()) if progress else ():
+        progress.say(str(damage))
     if progress and found is not None:
         progress.say(f"continuing from step {start} (restart {goodput.restarts})")
 
@@ -202,7 +205,7 @@ def train(
             "seed": seed,
             "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
             "goodput": goodput.summary(clock.productive_seconds),
-            "metrics": row,
+            "metrics": {name: value if math.isfinite(value) else None for name, value in row.items()},
         }
         checkpointer.save(step, state, meta=record, blocking=blocking or must_block)
         saved, must_block = step, False

@@ -7,9 +7,10 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tiny_training import Pipeline, assert_bitwise, devices, host, init, loss, player
+from tiny_training import POINTS, Pipeline, assert_bitwise, devices, host, init, loss, player
 
-from jaxdiff.train import Callback, NonFinite, TrainState, make_mesh, train
+from jaxdiff.data import arrays, pipeline
+from jaxdiff.train import Callback, Checkpointer, NonFinite, TrainState, make_mesh, train
 from jaxdiff.train import loop as loop_module
 from jaxdiff.train import metrics as metrics_module
 
@@ -66,6 +67,22 @@ def test_fifty_and_fifty_is_a_hundred_bitwise(tmp_path):
     meta = memory.kept[100][1]
     assert meta["step"] == 100 and meta["seed"] == 5 and meta["goodput"]["restarts"] == 1
     assert 0 < meta["goodput"]["goodput"] <= 1 and meta["metrics"]["loss"] == losses[0][-1][1]
+
+
+def test_resume_from_checkpoints_on_disk(tmp_path):
+    """The same through files and the data room: 20 + 20 = 40, bitwise, and averages travel too."""
+    dataset = arrays({"x0": POINTS})
+    halves = lambda: pipeline(dataset, 32, seed=3)
+    straight = go(40, devices(2), halves())
+    for steps in (20, 40):
+        with Checkpointer(tmp_path) as checkpointer:
+            outcome = go(steps, devices(2), halves(), checkpointer=checkpointer)
+    assert_bitwise(straight.state, outcome.state)
+    assert outcome.row["loss"] == straight.row["loss"] and outcome.row["epoch"] == 2.5
+    with Checkpointer(tmp_path, read_only=True) as checkpointer:
+        assert checkpointer.latest_verified_step() == 40
+        assert checkpointer.meta(40)["goodput"]["restarts"] == 1
+        assert checkpointer.meta(40)["metrics"]["loss"] == outcome.row["loss"]
 
 
 def test_resume_on_another_device_count():

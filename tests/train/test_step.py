@@ -29,6 +29,7 @@ from jaxdiff.train import (
     schedule,
     state_shardings,
 )
+from jaxdiff.train import step as step_module
 
 GAME = {"net": player()}
 SPLIT_RULES = ((r"inner/kernel$", (None, "tensor")), (r"outer/kernel$", ("tensor", None)))
@@ -136,7 +137,9 @@ def test_given_parameters_are_copied():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
-def test_refused_update_changes_nothing_and_is_counted():
+@pytest.mark.parametrize("branches", [True, False])  # as on CPU, as on accelerators
+def test_refused_update_changes_nothing_and_is_counted(branches, monkeypatch):
+    monkeypatch.setattr(step_module, "_branches", lambda mesh: branches)
     mesh = devices(2)
     state = create_state(GAME, init, jax.random.key(0), mesh)
     step = make_step(GAME, mesh)
