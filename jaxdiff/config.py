@@ -11,10 +11,10 @@ import ast
 import difflib
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
 import pathlib
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,11 +52,18 @@ NAMES: dict[str, dict[str, str]] = {
         "dit": "jaxdiff.network:make_dit",
     },
     "solver": {
-        name: f"jaxdiff.solver:{name}" for name in ("euler", "ddim", "ancestral", "heun", "edm", "dpm_solver_pp")
+        name: f"jaxdiff.solver:{name}"
+        for name in (
+            "euler ddim ancestral heun edm dpm_solver dpm_solver_pp conjugate dc_solver deis dpm2 dpm_solver_v3 exp_rk f_pndm "
+            "ghvb heavy_ball ipndm lms pndm rho_rk rk4 unipc usf"
+        ).split()
     },
     "grid": {
         name: f"jaxdiff.solver.grid:{name}"
-        for name in ("uniform", "power", "quadratic", "cosine", "shift", "logsnr", "edm_rho")
+        for name in (
+            "uniform power quadratic cosine shift logsnr edm_rho arctan ays beta cosmap discrete dynamic_shift exponential "
+            "polyexponential vp"
+        ).split()
     },
     "guidance": {name: f"jaxdiff.guidance:{name}" for name in ("cfg", "cfg_rescale", "cfg_pp")} | {"none": ""},
     "optimiser": {name: f"jaxdiff.train.optimiser:{name}" for name in ("adam", "adamw", "lion", "muon", "sgd")},
@@ -170,9 +177,9 @@ def load(path: str) -> ConfigDict:
     location = pathlib.Path(file)
     if not location.is_file():
         raise ConfigError(f"config: no file {file!r}; give a Python file with get_config()")
-    spec = importlib.util.spec_from_file_location("jaxdiff_config_file", location)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = types.ModuleType(location.stem)
+    module.__file__ = str(location)
+    exec(compile(location.read_text(), str(location), "exec"), module.__dict__)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config: {file!r} defines no get_config()")
     return module.get_config(argument) if argument else module.get_config()

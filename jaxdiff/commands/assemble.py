@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxdiff import data, prediction
 from jaxdiff.config import ConfigError, options, resolve
 from jaxdiff.data.dataset import Dataset
+from jaxdiff.network.options import construct
 from jaxdiff.objective import regression
 from jaxdiff.objective.coupling import minibatch_ot
 from jaxdiff.objective.time import TIMES
@@ -67,10 +68,8 @@ class Setup:
 def setup(config: ConfigDict, source: Dataset) -> Setup:
     """Process and network for a data set."""
     classes = (source.num_classes or 0) if config.data.conditional else 0
-    net = resolve("network", config.network.name)
+    net: Any = resolve("network", config.network.name)
     if config.network.name != "dit":
-        from jaxdiff.network.options import construct
-
         net = functools.partial(construct, net)
     return Setup(
         config, process(config), net(**options(config, "network"), num_classes=classes), source.shape, classes

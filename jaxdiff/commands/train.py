@@ -66,7 +66,8 @@ def open_workdir(path: str, config: ConfigDict, change: bool = False) -> epath.P
 
 def use_compile_cache(workdir: epath.Path) -> None:
     """Keep compiled programs in the working directory, unless the user chose a place: a restart then skips XLA."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and jax.config.jax_compilation_cache_dir is None:
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and chosen is None:
         jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compile_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -33,7 +33,8 @@ class Rows:
     """Collects rows ``(at, A, B, C, form)`` from the first grid point on and ends as a Table."""
 
     def __init__(self, process: Process, start: Point):
-        self.process, self.start, self.rows = process, start, []
+        self.process, self.start = process, start
+        self.rows: list[_Row] = []
         self.start_noise = 0.0
 
     def add(

@@ -85,8 +85,8 @@ class State:
     hook: Any
 
 
-def _row_keys(key: jax.Array, count: int) -> jax.Array:
-    return sample_keys(jax.random.fold_in(key, LATER), np.arange(count, dtype=np.uint32))
+def _row_keys(key: Any, count: int) -> jax.Array:
+    return sample_keys(jax.random.fold_in(key, LATER), jnp.arange(count, dtype=jnp.uint32))
 
 
 def rows_of(table: Table, key: jax.Array | None = None) -> Row:
@@ -116,7 +116,7 @@ def sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def _draw(table: Table, keys: jax.Array, x: Any) -> Any:
+def _draw(table: Table, keys: Any, x: Any) -> Any:
     """Unit noise of each block's law in the shape of ``x``: one independent stream per sample and leaf."""
     leaves, structure = jax.tree_util.tree_flatten(x)
     laws = _per_leaf(table, x, lambda block: block.law)
@@ -125,7 +125,8 @@ def _draw(table: Table, keys: jax.Array, x: Any) -> Any:
         own = keys if len(leaves) == 1 else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         return jax.vmap(lambda k: law.sample(k, leaf.shape[1:], leaf.dtype))(own)
 
-    return structure.unflatten([leaf_noise(i, leaf, law) for i, (leaf, law) in enumerate(zip(leaves, laws))])
+    noise = [leaf_noise(i, leaf, law) for i, (leaf, law) in enumerate(zip(leaves, laws))]
+    return jax.tree_util.tree_unflatten(structure, noise)
 
 
 def _per_leaf(table: Table, x: Any, read: Any) -> list:
@@ -140,9 +141,7 @@ def _per_leaf(table: Table, x: Any, read: Any) -> list:
     return out
 
 
-def begin(
-    table: Table, d: Any, x: Any, key: jax.Array | None = None, index: Any = None, hook: Hooks | None = None
-) -> State:
+def begin(table: Table, d: Any, x: Any, key: Any = None, index: Any = None, hook: Hooks | None = None) -> State:
     """The state before row 0, for ``x`` in path coordinates at the first grid time."""
     table = device(table)
     blocks = blocks_of(table)
@@ -276,7 +275,7 @@ def run(
     unknown = [name for name in record if name not in RECORDS]
     if unknown:
         raise ValueError(f"record: {unknown[0]!r} is unknown; allowed: {', '.join(RECORDS)}")
-    table, d = device(table), prediction.lift(d)
+    table, d, x = device(table), prediction.lift(d), jax.tree_util.tree_map(jnp.asarray, x)
     if key is not None:
         check_key(key)
         index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])

@@ -113,7 +113,7 @@ def device(table: Table, *, hooks: bool = True) -> Table:
     ``hooks=False`` leaves out the columns that only hooks and reports read: every argument of a compiled call costs.
     """
     memo = _DEVICE.get(table)
-    kind = (jax.config.jax_enable_x64, hooks)
+    kind = (bool(jax.config.jax_enable_x64), hooks)  # type: ignore[attr-defined]
     if memo is not None and kind in memo:
         return memo[kind]
     slim = table if hooks else dataclasses.replace(table, time=None, out=None, live=None)
@@ -121,7 +121,7 @@ def device(table: Table, *, hooks: bool = True) -> Table:
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):
         with jax.ensure_compile_time_eval():
             arrays = [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-        slim = structure.unflatten(arrays)
+        slim = jax.tree_util.tree_unflatten(structure, arrays)
     elif hooks or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return slim  # nothing to convert; a tracer must not outlive its trace in a memo
     return _DEVICE.setdefault(table, {}).setdefault(kind, slim)
@@ -202,7 +202,7 @@ def stack(tables: Sequence[Table]) -> Table:
     if not tables:
         raise ValueError("tables: none given; stack() needs at least one")
     first = tables[0]
-    shape = jax.tree_util.tree_structure(first.blocks, is_leaf=is_block)
+    shape: Any = jax.tree_util.tree_structure(first.blocks, is_leaf=is_block)
     for i, other in enumerate(tables[1:], 1):
         if jax.tree_util.tree_structure(other.blocks, is_leaf=is_block) != shape:
             raise ValueError(f"tables: table {i} has another tree of blocks than table 0")
