@@ -53,7 +53,9 @@ def power(gamma: float | None = None, *, std: float | None = None) -> Average:
     """Power-function average, by exponent ``gamma`` > -1/2 or relative width ``std`` (EDM2's sigma_rel)."""
     if (gamma is None) == (std is None):
         raise ValueError(f"ema.power: give gamma or std, not both or neither (gamma={gamma}, std={std})")
-    gamma = gamma_of_std(std) if gamma is None else float(gamma)
+    if std is not None:
+        gamma = gamma_of_std(std)
+    gamma = float(gamma)  # type: ignore[arg-type]  # one of the two is given
     if not gamma > -0.5:
         raise ValueError(f"ema.power: gamma={gamma}: allowed are gamma > -0.5")
     return Average("power", gamma)
@@ -135,5 +137,5 @@ def posthoc_weights(times: Sequence[float], gammas: Sequence[float], time: float
     if not 1 <= time <= t.max():
         raise ValueError(f"posthoc_weights: time={time}: allowed are 1..{t.max():g}, the last snapshot")
     gram = _inner(t[:, None], g[:, None], t[None], g[None])
-    wanted = _inner(t, g, np.float64(time), np.float64(gamma))
+    wanted = _inner(t, g, np.asarray(time, np.float64), np.asarray(gamma, np.float64))
     return np.linalg.lstsq(gram, wanted, rcond=1e-14)[0]

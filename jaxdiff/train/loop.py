@@ -168,8 +168,9 @@ def train(
     progress = Progress(steps, start, every=progress_every) if chief else None
     if progress and mesh.size > mesh.shape["data"]:
         progress.say(sharding_table(target.params, layout.params, min_bytes))
-    for damage in getattr(checkpointer, "bad", ()) if progress else ():
-        progress.say(str(damage))
+    if progress:
+        for damage in getattr(checkpointer, "bad", ()):
+            progress.say(str(damage))
     if progress and found is not None:
         progress.say(f"continuing from step {start} (restart {goodput.restarts})")
 

@@ -202,7 +202,7 @@ class JsonlWriter:
 
     def _keep_until(self, step: int) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _row_step(line) is not None and _row_step(line) <= step]
+        kept = [line for line in lines if (row := _row_step(line)) is not None and row <= step]
         if kept != lines:
             part = self.path.with_name(self.path.name + ".part")
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -30,7 +30,7 @@ def _linear(progress: jax.Array, **_: Any) -> jax.Array:
 
 
 # shape of the decay after warm-up, as a function of progress in [0,1]: 1 at the start, 0 at the end
-SCHEDULES: dict[str, Callable] = {"constant": _constant, "cosine": _cosine, "linear": _linear, "rsqrt": None}
+SCHEDULES: dict[str, Callable | None] = {"constant": _constant, "cosine": _cosine, "linear": _linear, "rsqrt": None}
 
 
 def _lookup(table: dict, name: str, field: str) -> Any:

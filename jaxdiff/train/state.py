@@ -64,13 +64,13 @@ def state_shardings(
     Rules see the path inside a player's parameters, ``block_0/mlp/kernel``, whatever the player.
     """
     specs = {name: tree_specs(tree, mesh, rules, min_bytes) for name, tree in state.params.items()}
-    layout = TrainState(
-        step=P(),
+    layout = TrainState(  # the same structure, with a spec in place of every array
+        step=P(),  # type: ignore[arg-type]
         params=specs,
         opt={name: specs_like(tree, state.params[name], specs[name]) for name, tree in state.opt.items()},
         ema={name: tuple(specs[name] for _ in trees) for name, trees in state.ema.items()},
-        skipped={name: P() for name in state.skipped},
-        skipped_in_a_row={name: P() for name in state.skipped_in_a_row},
+        skipped={name: P() for name in state.skipped},  # type: ignore[misc]
+        skipped_in_a_row={name: P() for name in state.skipped_in_a_row},  # type: ignore[misc]
     )
     return named(layout, mesh)
 
