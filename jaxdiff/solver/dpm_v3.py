@@ -49,8 +49,8 @@ def dpm_solver_v3(
     ``x_s = (alpha_s/alpha_t) e^{-L_s} x_t - alpha_s e^{-L_s} int e^{L+S} (P + B) d lam``, P the polynomial in lam through the
     last ``order`` (1..4) values g_j. ``(l, s, b) = (1, 0, 0)`` is DPM-Solver++, ``(0, -1, 0)`` DPM-Solver, both multistep
     with exact weights. ``l``, ``s``, ``b``: numbers, or arrays (n,) at half log-SNRs ``lam`` (n,), increasing.
-    ``corrector``: the next evaluation corrects the state, as in UniPC, keeping its f. Steps from alpha = 0 and to sigma = 0 are first-order.
-    Raises ValueError for other orders and shapes. Statistics per pixel are not supported.
+    ``corrector``: the next evaluation corrects the state, as in UniPC, keeping its f. Steps from alpha = 0 and to
+    sigma = 0 are first-order. Raises ValueError for other orders and shapes. Statistics per pixel are not supported.
     """
     grid = as_grid(process, grid)
     check_order(order, (1, 2, 3, 4), "dpm_solver_v3()")

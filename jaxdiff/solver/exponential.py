@@ -6,7 +6,8 @@ From t to s with ``h = lam_s - lam_t``, in data form and in noise form,
 - ``x_s = (alpha_s/alpha_t) x_t + sigma_s sum_j w_j(-h) E_j``,
 
 w from :mod:`jaxdiff.solver.weights`. Interpolation is in half log-SNR ("lam"), time ("t") or ``rho = sigma/alpha``
-("rho"). In rho the noise form is a plain integral, ``x_s/alpha_s = x_t/alpha_t + sum_j E_j int L_j d rho``, finite even at sigma_s = 0.
+("rho"). In rho the noise form is a plain integral, ``x_s/alpha_s = x_t/alpha_t + sum_j E_j int L_j d rho``, finite even at
+sigma_s = 0.
 """
 
 from __future__ import annotations

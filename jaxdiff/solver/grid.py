@@ -20,16 +20,25 @@ __all__ = [
     "GRIDS",
     "Grid",
     "Point",
+    "arctan",
     "as_grid",
+    "ays",
+    "beta",
     "cosine",
+    "cosmap",
+    "discrete",
+    "dynamic_shift",
     "edm_rho",
     "explicit",
+    "exponential",
     "from_times",
     "logsnr",
+    "polyexponential",
     "power",
     "quadratic",
     "shift",
     "uniform",
+    "vp",
 ]
 
 
@@ -264,6 +273,186 @@ def edm_rho(
     return _by_level(process, steps, low, high, spacing)
 
 
+def exponential(
+    process: Process, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Grid:
+    """:func:`logsnr` with its ends given as ``sigma/alpha``, k-diffusion's exponential grid."""
+    return polyexponential(process, steps, rho=1.0, sigma_min=sigma_min, sigma_max=sigma_max)
+
+
+def polyexponential(
+    process: Process,
+    steps: int,
+    *,
+    rho: float = 1.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Grid:
+    """``log(sigma/alpha) = log smin + (1 - i/(N-1))^rho (log smax - log smin)``, i < N, then the exact end (k-diffusion)."""
+    _positive("rho", rho)
+    return _by_level(process, steps, *_sigmas(sigma_min, sigma_max), lambda a, b, u: b + (1 - u) ** rho * (a - b))
+
+
+def arctan(
+    process: Process,
+    steps: int,
+    *,
+    data_std: float = 0.5,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+) -> Grid:
+    """``sigma/alpha = c tan(...)``, the angle linear from ``atan(smax/c)`` to ``atan(smin/c)``, then the exact end.
+
+    KL-optimal for Euler on Gaussian data of standard deviation c = ``data_std`` (2404.14507 [62]).
+    """
+    _positive("data_std", data_std)
+
+    def spacing(noisy: float, clean: float, u: np.ndarray) -> np.ndarray:
+        start, end = np.arctan(np.exp(-noisy) / data_std), np.arctan(np.exp(-clean) / data_std)
+        return -np.log(data_std * np.tan(start + u * (end - start)))
+
+    return _by_level(process, steps, *_sigmas(sigma_min, sigma_max), spacing)
+
+
+def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 0.1, t_min: float = 1e-3) -> Grid:
+    """``sigma/alpha = sqrt(exp(beta_d t^2/2 + beta_min t) - 1)``, t linear down to ``t_min``, then data:
+    k-diffusion's VP grid.
+
+    t starts at 1, or where the formula meets the process's level at t_max if that is lower; the first point is t_max.
+    """
+    if not (beta_d > 0 and beta_min > 0 and 0 < t_min < 1):
+        raise ValueError(f"beta_d, beta_min, t_min: {beta_d}, {beta_min}, {t_min} given; need > 0, and t_min < 1")
+
+    def at_level(lam: float) -> float:
+        rise = np.logaddexp(0.0, -2 * lam)  # log(1 + (sigma/alpha)^2)
+        return float(2 * rise / (beta_min + np.sqrt(beta_min**2 + 2 * beta_d * rise)))
+
+    def level(t: np.ndarray) -> np.ndarray:
+        return -0.5 * np.log(np.expm1(beta_d * t * t / 2 + beta_min * t))
+
+    return _on_curve(process, steps, level, at_level, 1.0, t_min)
+
+
+def beta(process: Process, steps: int, *, a: float = 0.6, b: float = 0.6, t_min: float = 0.0) -> Grid:
+    """``t_i = t_min + (t_max - t_min) F^-1(1 - i/N)``, F the Beta(a, b) distribution function (2407.12173 [109]).
+
+    a = b = 1 is :func:`uniform`, a = b = 1/2 is :func:`cosine`.
+    """
+    from scipy.special import betaincinv
+
+    _positive("a", a)
+    _positive("b", b)
+    return _warp(process, steps, t_min, lambda u: betaincinv(a, b, u))
+
+
+def cosmap(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
+    """``t = 1 - 1/(tan(pi u/2) + 1)``, u linear from 1 to 0 (2403.03206); on the linear path the cosine path's levels."""
+    return _warp(
+        process, steps, t_min, lambda u: np.sin(np.pi * u / 2) / (np.sin(np.pi * u / 2) + np.sin(np.pi * (1 - u) / 2))
+    )
+
+
+def dynamic_shift(
+    process: Process,
+    steps: int,
+    *,
+    tokens: float = 1024,
+    low: tuple[float, float] = (256, 0.5),
+    high: tuple[float, float] = (4096, 1.15),
+    t_min: float = 0.0,
+) -> Grid:
+    """:func:`shift` by ``e^mu``, mu linear in the number of image ``tokens`` between ``low`` and ``high`` (tokens, mu)."""
+    slope = (high[1] - low[1]) / (high[0] - low[0])
+    return shift(process, steps, factor=float(np.exp(low[1] + slope * (tokens - low[0]))), t_min=t_min)
+
+
+def discrete(
+    process: Process,
+    steps: int,
+    *,
+    spacing: str = "trailing",
+    offset: int = 0,
+    train_steps: int | None = None,
+) -> Grid:
+    """Times of a chain of T training steps, index k being time ``(k + 1)/T``, then t = 0.
+
+    ``spacing``: "leading" ``k T//N + offset`` (never starts at pure noise), "linspace" (rounded, both ends included),
+    "trailing" ``round(T - i T/N) - 1``. ``train_steps``: T; the process's own for ddpm, else 1000. Raises ValueError
+    when N > T or the offset leaves the chain. With t_max < 1 the chain is the part of it up to t_max.
+    """
+    steps = _steps(steps)
+    if spacing not in ("leading", "linspace", "trailing"):
+        raise ValueError(f"spacing: {spacing!r} given; allowed: leading, linspace, trailing")
+    total = int(train_steps or getattr(process.path, "steps", 1000))
+    count = int(np.floor(total * process.t_max + 1e-9))
+    if steps > count:
+        raise ValueError(f"steps: {steps} given; a chain of {count} training steps has no more than {count}")
+    if spacing == "leading":
+        index = np.arange(steps)[::-1] * (count // steps) + offset
+    elif spacing == "linspace":
+        index = np.round(np.linspace(0, count - 1, steps))[::-1] if steps > 1 else np.array([count - 1])
+    else:
+        index = np.round(count - np.arange(steps) * count / steps) - 1
+    if offset and spacing != "leading":
+        raise ValueError(f"offset: {offset} given; only spacing='leading' has one")
+    if index[0] >= count or index[-1] < 0:
+        raise ValueError(f"offset: {offset} given; indices would leave 0..{count - 1}")
+    times = (index + 1.0) / total
+    append = process.path.appends_clean
+    return _with_end(process, times if append else np.append(times, 0.0), append)
+
+
+# Align Your Steps' optimised levels sigma/alpha (2404.14507 [62]), noise first
+AYS = {
+    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "deepfloyd": (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.006),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+
+def ays(process: Process, steps: int, *, name: str = "sd15") -> Grid:
+    """Align Your Steps: published optimised noise levels, log-linearly interpolated to N, then data (2404.14507 [62]).
+
+    ``name``: "sd15", "sdxl", "deepfloyd", "svd" (11 levels each). With N = 11 these are the published levels, except that
+    the first point is the process's own start at t_max (the same on the process they were made for); levels beyond
+    it are left out.
+    """
+    if name not in AYS:
+        raise ValueError(f"name: {name!r} given; allowed: {', '.join(AYS)}")
+    lam, index = -np.log(AYS[name]), np.arange(len(AYS[name]), dtype=np.float64)
+    return _on_curve(
+        process, steps, lambda u: np.interp(u, index, lam), lambda v: float(np.interp(v, lam, index)), 0.0, index[-1]
+    )
+
+
+def _on_curve(process: Process, steps: int, level: Any, inverse: Any, start: float, end: float) -> Grid:
+    """Half log-SNRs ``level(u)`` at u linear from ``start`` to ``end``, both kept within the process's range; ends as
+    :func:`_by_level`'s."""
+    steps = _steps(steps)
+    ends = process.path.clean or process.path.appends_clean
+    top, bottom = float(process.half_log_snr(np.float64(process.t_max))), float(process.half_log_snr(np.float64(0.0)))
+    start = inverse(max(top, float(level(start))))
+    end = end if ends else inverse(min(bottom, float(level(end))))
+    times = np.asarray(process.time(level(np.linspace(start, end, steps if ends else steps + 1))), np.float64)
+    times[0] = process.t_max
+    if not ends:
+        times[-1] = 0.0
+    if ends and not process.path.appends_clean:
+        times = np.append(times, 0.0)
+    return _with_end(process, times, process.path.appends_clean)
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: {value} given; need > 0")
+
+
+def _sigmas(sigma_min: float | None, sigma_max: float | None) -> tuple[float | None, float | None]:
+    """(lam at the noisy end, lam at the clean end) of ends given as sigma/alpha."""
+    return tuple(None if value is None else -float(np.log(value)) for value in (sigma_max, sigma_min))
+
+
 GRIDS = {
     "uniform": uniform,
     "power": power,
@@ -272,4 +461,13 @@ GRIDS = {
     "shift": shift,
     "logsnr": logsnr,
     "edm_rho": edm_rho,
+    "arctan": arctan,
+    "ays": ays,
+    "beta": beta,
+    "cosmap": cosmap,
+    "discrete": discrete,
+    "dynamic_shift": dynamic_shift,
+    "exponential": exponential,
+    "polyexponential": polyexponential,
+    "vp": vp,
 }
