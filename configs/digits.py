@@ -9,7 +9,7 @@ def get_config():
     config.data.batch_size = 128
     config.process.name = "linear"
     config.network.name = "unet"
-    config.network.channels = 32
+    config.network.channels = 24
     config.network.multipliers = (1, 2)
     config.network.blocks = 1
     config.objective.target = "velocity"

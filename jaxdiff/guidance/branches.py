@@ -140,6 +140,10 @@ class Cfg:
             guided = _take_noise(guided, free)
         return guided, state
 
+    def tabulate(self, query: Query) -> Any:
+        """The inner denoiser's own view of the query, which both branches are asked with; None if it has none."""
+        return self.inner.tabulate(query) if hasattr(self.inner, "tabulate") else None
+
     def condition(self, cond: Any) -> Cfg:
         """The same with another condition; the null is untouched."""
         return dataclasses.replace(self, cond=_cond_leaf(cond))
