@@ -171,7 +171,9 @@ def usf(process: Process, grid: Any, steps: Sequence[Step | dict] | Step | dict 
             base = _usf_step(process, grid[i - 1], at, start, [seen, *history[:used]], plan[i - 1])
         history = [seen, *history][:4]
         if to.sigma == 0:
-            tape.move(jump(at, to, base, data))
+            # the noise form's limit keeps the correction that the evaluation brought to its own state
+            corrected = base - state if choice.prediction == "noise" else 0 * data
+            tape.move((to.alpha / at.alpha) * corrected + to.alpha * data)
             continue
         used = min(choice.order, len(history))
         pull = _usf_step(process, at, to, 0 * data, history[:used], choice)
