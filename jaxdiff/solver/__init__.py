@@ -1,8 +1,8 @@
 """A solver is a coefficient table; one scan runs them all.
 
-Makers ``(process, grid, options) -> Table`` are listed in ``SOLVERS``, grids in ``grid.GRIDS``. ``sample`` is the compiled
-entry, ``run`` the pure one; ``stack`` puts tables of many solvers into one vmapped call; ``check`` and ``unroll`` prove
-things about a table without a network.
+Makers ``(process, grid, options) -> Table`` are listed in ``SOLVERS``, grids in ``grid.GRIDS``. ``sample`` is the
+compiled entry, ``run`` the pure one; ``stack`` puts tables of many solvers into one vmapped call; ``check`` and
+``unroll`` prove things about a table without a network.
 """
 
 from jaxdiff.solver import grid, weights
@@ -11,6 +11,7 @@ from jaxdiff.solver.conjugate import conjugate
 from jaxdiff.solver.deis import deis, f_pndm, ipndm, lms, pndm
 from jaxdiff.solver.dpm_solver import dpm_solver, dpm_solver_pp
 from jaxdiff.solver.dpm_v3 import Statistics, dpm_solver_v3
+from jaxdiff.solver.er_sde import PHIS, er_sde
 from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run, sample, sample_keys
 from jaxdiff.solver.exp_rk import exp_rk
 from jaxdiff.solver.grid import GRIDS, Grid
@@ -18,8 +19,13 @@ from jaxdiff.solver.kernel import row_logprob, row_mean
 from jaxdiff.solver.momentum import ghvb, heavy_ball
 from jaxdiff.solver.onestep import ancestral, ddim, euler
 from jaxdiff.solver.order import Order, order
+from jaxdiff.solver.renoise import dpm2_ancestral, dpmpp_2s_ancestral, euler_ancestral
+from jaxdiff.solver.restart import restart
 from jaxdiff.solver.rungekutta import dpm2, edm, heun, rho_rk, rk4
+from jaxdiff.solver.sa_solver import sa_solver
+from jaxdiff.solver.sde_dpm import dpm_solver_pp_sde
 from jaxdiff.solver.table import AffineBlock, Table, device, stack
+from jaxdiff.solver.teleport import Moments, data_moments, teleport, teleport_sample
 from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
 
 __all__ = [
@@ -29,7 +35,9 @@ __all__ = [
     "GRIDS",
     "Grid",
     "Hooks",
+    "Moments",
     "Order",
+    "PHIS",
     "Row",
     "SOLVERS",
     "State",
@@ -41,16 +49,22 @@ __all__ = [
     "begin",
     "check",
     "conjugate",
+    "data_moments",
     "dc_solver",
     "ddim",
     "deis",
     "device",
     "dpm2",
+    "dpm2_ancestral",
     "dpm_solver",
     "dpm_solver_pp",
+    "dpm_solver_pp_sde",
     "dpm_solver_v3",
+    "dpmpp_2s_ancestral",
     "edm",
+    "er_sde",
     "euler",
+    "euler_ancestral",
     "exp_rk",
     "f_pndm",
     "ghvb",
@@ -62,15 +76,19 @@ __all__ = [
     "lms",
     "order",
     "pndm",
+    "restart",
     "rho_rk",
     "rk4",
     "row_logprob",
     "row_mean",
     "rows_of",
     "run",
+    "sa_solver",
     "sample",
     "sample_keys",
     "stack",
+    "teleport",
+    "teleport_sample",
     "unipc",
     "unroll",
     "usf",
@@ -101,4 +119,11 @@ SOLVERS = {
     "rk4": rk4,
     "unipc": unipc,
     "usf": usf,
+    "euler_ancestral": euler_ancestral,
+    "dpm2_ancestral": dpm2_ancestral,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpm_solver_pp_sde": dpm_solver_pp_sde,
+    "er_sde": er_sde,
+    "sa_solver": sa_solver,
+    "restart": restart,
 }

@@ -69,8 +69,8 @@ def dpm2_ancestral(
 
     With ``rho_m = sqrt(rho_t rho_down)``: ``v_m = v + (rho_m - rho_t) E(v)``, ``v_s = v + (rho_down - rho_t) E(v_m) +
     up z``. At eta 1 rho_m is rho_s itself, so the stage lies on the grid and explicit (alpha, sigma) arrays will do;
-    other eta need the path. Weak order 1, order 2 at eta 0 (where it is ``dpm2``). Steps from alpha = 0 and to sigma
-    = 0 are first-order.
+    other eta need the path. Weak order 2 at every eta, ``dpm2`` at eta 0: the split itself is exact. Steps from alpha
+    = 0 and to sigma = 0 are first-order.
     """
 
     def stage(at: Point, mid: Point, to: Point, down: float) -> tuple:

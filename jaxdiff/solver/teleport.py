@@ -16,7 +16,7 @@ from jaxdiff.solver.algebra import _block
 from jaxdiff.solver.executor import check_key, run, sample_keys
 from jaxdiff.solver.table import Table
 
-__all__ = ["Moments", "moments", "teleport", "teleport_sample"]
+__all__ = ["Moments", "data_moments", "teleport", "teleport_sample"]
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +34,7 @@ class Moments:
     rest: Any
 
 
-def moments(x: Any, *, rank: int | None = None) -> Moments:
+def data_moments(x: Any, *, rank: int | None = None) -> Moments:
     """Mean and covariance of data ``x`` (B, ...) as :class:`Moments` with ``rank`` directions (default: all that B
     samples have).
 
@@ -44,7 +44,7 @@ def moments(x: Any, *, rank: int | None = None) -> Moments:
     flat = np.reshape(np.asarray(x, np.float64), (np.shape(x)[0], -1))
     count, size = flat.shape
     if count < 2 or not np.all(np.isfinite(flat)):
-        raise ValueError(f"x: shape {np.shape(x)} given; moments() needs at least 2 finite samples")
+        raise ValueError(f"x: shape {np.shape(x)} given; data_moments() needs at least 2 finite samples")
     most = min(count - 1, size)
     rank = most if rank is None else rank
     if not 0 <= rank <= most:
