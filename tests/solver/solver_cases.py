@@ -62,6 +62,12 @@ def middle(p, steps):
     return from_times(p, np.linspace(0.9, 0.1, steps + 1))
 
 
+def rms(a, b):
+    """Root mean square of ``a - b`` relative to that of ``b``."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
+
+
 __all__ = [
     "DETERMINISTIC",
     "GRIDS",
@@ -73,4 +79,5 @@ __all__ = [
     "STRAIGHT",
     "delta_fails",
     "middle",
+    "rms",
 ]
