@@ -19,7 +19,7 @@ __all__ = ["row_logprob", "row_mean"]
 
 def row_mean(table: Table, d: Any, state: State, row: Row) -> Any:
     """The mean of the next state given the carried ``state``: the row without its noise."""
-    quiet = dataclasses.replace(row, blocks=_without_noise(row.blocks))
+    quiet = dataclasses.replace(row, blocks=_without_noise(row.blocks), key=None)
     table = dataclasses.replace(table, blocks=_without_noise(table.blocks))
     return advance(table, d, None, state, quiet)[0].y[0]
 
