@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from etils import epath
 
 import jaxdiff
-from jaxdiff.train.checkpoint_errors import CheckpointError, DamagedStep, one_line, system_reason
+from jaxdiff.train.checkpoint_errors import CheckpointError, DamagedStep, collect_quietly, one_line, system_reason
 from jaxdiff.train.checkpoint_read import FORMAT, from_chief, open_record, read_items, verify
 from jaxdiff.train.checkpoint_state import join_ema, plain_json, savable, split_ema
 from jaxdiff.train.config_diff import Difference, check_same_config
@@ -227,8 +228,7 @@ class Checkpointer:
         try:
             files.write(self._writer, self._path(step), data, shapes, payload)
         except Exception as error:
-            self._sweep(str(step))
-            raise CheckpointError(self._not_written(step, error)) from error
+            raise self._failed(step, error) from error
         self._pending = (step, self._worker.submit(self._finish))
         self.stall_seconds = time.perf_counter() - begun
         if blocking or self._next_blocks or not self._asynchronous:
@@ -245,8 +245,7 @@ class Checkpointer:
         try:
             future.result()
         except Exception as error:
-            self._sweep(str(step))
-            raise CheckpointError(self._not_written(step, error)) from error
+            raise self._failed(step, error) from error
 
     def close(self) -> None:
         """Wait, then end the background threads; saving again afterwards starts new ones."""
@@ -423,14 +422,21 @@ class Checkpointer:
         self._verified.discard(step)
         return name
 
-    def _not_written(self, step: int, error: Exception) -> str:
+    def _failed(self, step: int, error: Exception) -> CheckpointError:
+        """Tidy up after a save that failed, giving its disk space back, and say what happened."""
         reason = system_reason(error) or one_line(error)
-        if "://" not in str(self.directory):
-            try:
-                reason += f" ({shutil.disk_usage(self.directory).free / 1e6:.0f} MB free)"
-            except OSError:
-                pass
-        return (
-            f"checkpoint {step} could not be written to {self.directory}: {reason}; "
-            f"intact are {self.steps() or 'none'}"
+        # the other threads of that save may still be writing; a retry of the same step must not meet them
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax"):
+                threading.Thread.join(thread, timeout=5)  # orbax's own join raises again
+        try:
+            self._sweep(str(step))
+            if "://" not in str(self.directory):
+                reason += f" ({shutil.disk_usage(self.directory).free / 1e6:.0f} MB free now)"
+            intact: Any = self.steps() or "none"
+        except OSError as trouble:
+            intact = f"not known ({one_line(trouble)})"
+        collect_quietly()
+        return CheckpointError(
+            f"checkpoint {step} could not be written to {self.directory}: {reason}; intact are {intact}"
         )

@@ -1,10 +1,23 @@
 """What can be wrong with a checkpoint, and how it is said in one line."""
 
 import errno
+import gc
+import logging
 import os
+import re
+import sys
+import warnings
 from collections.abc import Iterator
 
-__all__ = ["CheckpointError", "Damaged", "DamagedStep", "one_line", "says_nothing_about_the_files", "system_reason"]
+__all__ = [
+    "CheckpointError",
+    "Damaged",
+    "DamagedStep",
+    "collect_quietly",
+    "one_line",
+    "says_nothing_about_the_files",
+    "system_reason",
+]
 
 _ERRNOS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 _WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -36,12 +49,32 @@ def says_nothing_about_the_files(error: BaseException) -> bool:
 
 
 def system_reason(error: BaseException) -> str | None:
-    """The operating system's words if an OSError is among the causes of an error."""
+    """The operating system's words if an error, or one of its causes, comes from there."""
     reason = None
     for cause in _causes(error):
+        said = re.search(r"os_error_code='(\d+)'", str(cause))  # how tensorstore words it
         if isinstance(cause, OSError) and cause.errno:
             reason = os.strerror(cause.errno)
+        elif said:
+            reason = os.strerror(int(said[1]))
     return reason
+
+
+def collect_quietly() -> None:
+    """When one of orbax's transfers fails it abandons the others, which complain at length once they are collected.
+
+    The fault is reported in one line by whoever asked; collect the rest now, quietly.
+    """
+    log, level = logging.getLogger("asyncio"), logging.getLogger("asyncio").level
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

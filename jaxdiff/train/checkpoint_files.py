@@ -15,7 +15,9 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,6 +91,7 @@ class _SaveRecord(ocp.args.CheckpointArgs):
     text: str
     step: int
     parts: dict[str, dict[str, tuple[tuple[int, ...], list[Part]]]]
+    caller_is_free: threading.Event  # hashing waits for this: it would slow down what the caller waits for
 
 
 @dataclasses.dataclass
@@ -100,6 +103,7 @@ class _RecordHandler(ocp.AsyncCheckpointHandler):
     """Writes the record and this process's digests in the background of an orbax save."""
 
     async def _write(self, directory: epath.Path, args: _SaveRecord) -> None:
+        args.caller_is_free.wait()
         process = jax.process_index()
         sums = {
             item: sums_of(leaves, workers=max(1, (os.cpu_count() or 1) // 4)) for item, leaves in args.parts.items()
@@ -124,12 +128,25 @@ ocp.args.register_with_handler(_RecordHandler, for_save=True)(_SaveRecord)
 ocp.args.register_with_handler(_RecordHandler, for_restore=True)(_RestoreRecord)
 
 
+class _NoTracebacks(logging.Filter):
+    """Orbax logs the traceback of every thread of a failed save; all of them reach the caller as one error."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and "orbax" in record.pathname:
+            return False
+        return True
+
+
+_no_tracebacks = _NoTracebacks()
+
+
 def make_writer() -> ocp.AsyncCheckpointer:
     """The one orbax checkpointer of a run.
 
     Directories are made before ``save`` returns: made in the background, an interpreter that exits during a
     save hangs for orbax's time limit of 20 minutes.
     """
+    logging.getLogger("absl").addFilter(_no_tracebacks)
     arrays = {item: ocp.PyTreeCheckpointHandler() for item in ARRAY_ITEMS}
     return ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(**arrays, meta=_RecordHandler()),
@@ -167,8 +184,11 @@ def write(
         tree = nest({name: x for name, x in leaves.items() if np.size(x)})
         if tree:
             arrays[item] = ocp.args.PyTreeSave(tree)
-    record = _SaveRecord(text=text, step=payload["step"], parts=parts)
-    writer.save(path, args=ocp.args.Composite(**arrays, meta=record))
+    record = _SaveRecord(text, payload["step"], parts, threading.Event())
+    try:
+        writer.save(path, args=ocp.args.Composite(**arrays, meta=record))
+    finally:
+        record.caller_is_free.set()
 
 
 # ------------------------------------------------------------------------------------------------------ reading

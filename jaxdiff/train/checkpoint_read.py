@@ -4,6 +4,7 @@ With several processes each function marked *together* is called by all of them,
 for all; otherwise the one that saw it would leave the others waiting in the next collective.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,15 +16,17 @@ import jaxdiff
 from jaxdiff.train.checkpoint_errors import (
     CheckpointError,
     DamagedStep,
+    collect_quietly,
     one_line,
     says_nothing_about_the_files,
 )
 from jaxdiff.train.checkpoint_state import empty, like, place, readable
-from jaxdiff.train.digest import first_mismatch, leaf_of, named_leaves
+from jaxdiff.train.digest import Leaf, first_mismatch, leaf_of, named_leaves
 
 __all__ = ["FORMAT", "from_chief", "open_record", "read_items", "verify"]
 
 FORMAT = 1
+_log = logging.getLogger(__name__)
 _OUR_ITEMS = {"state", "ema", "meta"}
 
 
@@ -45,8 +48,11 @@ def _fault(path: epath.Path, read: Callable[[], None]) -> str | None:
     except Exception as error:
         if says_nothing_about_the_files(error):
             raise CheckpointError(f"checkpoint {path} could not be read: {one_line(error)}") from error
-        return one_line(error)
-    return None
+        fault = one_line(error)
+    else:
+        return None
+    collect_quietly()
+    return fault
 
 
 def _agreed_fault(fault: str | None) -> str | None:
@@ -100,6 +106,49 @@ def verify(path: epath.Path) -> str | None:
     return _fault(path, lambda: files.verify_on_host(path, record))
 
 
+def _read_whole(path: epath.Path, places: Mapping[str, jax.ShapeDtypeStruct | None]) -> dict[str, Any]:
+    """Read every leaf whole on the host, then hand out the parts (together)."""
+    from jaxdiff.train import checkpoint_files as files
+
+    arrays = files.read_arrays(path, dict.fromkeys(places))
+    for name, where in places.items():
+        if where is not None:
+            host = arrays[name]
+            arrays[name] = jax.make_array_from_callback(where.shape, where.sharding, lambda part, h=host: h[part])
+    return arrays
+
+
+def _read_verified(
+    path: epath.Path,
+    item: str,
+    expected: Mapping[str, Leaf],
+    places: Mapping[str, jax.ShapeDtypeStruct | None],
+) -> dict[str, Any]:
+    """Read the leaves of one item to their places and check their digests (together).
+
+    Reading in parts can fail where reading whole succeeds: some of orbax's side files matter to the one alone. So a
+    first failure is only a reason to read again, whole; if that fails too it is damage.
+    """
+    from jaxdiff.train import checkpoint_files as files
+
+    several = jax.process_count() > 1
+    arrays: dict[str, Any] = {}
+    check = lambda: files.check_digests(item, expected, arrays, collective=several)
+    fault = _agreed_fault(_fault(path, lambda: arrays.update(files.read_arrays(path / item, places))))
+    fault = fault or _fault(path, check)
+    if fault is None:
+        return arrays
+    reason = None if several else verify(path)  # several have verified already
+    if reason is not None:
+        raise DamagedStep(path, reason)
+    _log.warning("checkpoint %s could only be read whole, not in parts: %s", path, fault)
+    fault = _agreed_fault(_fault(path, lambda: arrays.update(_read_whole(path / item, places))))
+    fault = fault or _fault(path, check)
+    if fault is not None:
+        raise CheckpointError(f"checkpoint {path} verifies but could not be restored: {fault}")
+    return arrays
+
+
 def read_items(path: epath.Path, targets: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Read and verify some items (together).
 
@@ -112,7 +161,7 @@ def read_items(path: epath.Path, targets: Mapping[str, Any]) -> tuple[tuple[Any,
         The trees in the order asked for, and the caller's meta.
 
     Raises:
-        DamagedStep: if the files are bad, confirmed by a second reading.
+        DamagedStep: if the files are bad.
         CheckpointError: if they are intact but do not fit the target.
     """
     from jaxdiff.train import checkpoint_files as files
@@ -141,19 +190,7 @@ def read_items(path: epath.Path, targets: Mapping[str, Any]) -> tuple[tuple[Any,
         stored = record.leaves.get(item, {})
         places = {name: None if loose else place(name, leaf) for name, leaf in wanted[item].items()}
         full = {name: where for name, where in places.items() if 0 not in stored[name].shape}
-        arrays: dict[str, Any] = {}
-
-        def read(item=item, stored=stored, full=full, arrays=arrays) -> None:
-            arrays.update(files.read_arrays(path / item, full))
-            files.check_digests(item, {n: stored[n] for n in full}, arrays, collective=several)
-
-        fault = _fault(path, read)
-        if fault is not None:
-            # a second, independent reading decides whether the files or this reading is at fault
-            reason = fault if several else verify(path)
-            if reason is None:
-                raise CheckpointError(f"checkpoint {path} verifies but could not be restored: {fault}")
-            raise DamagedStep(path, reason)
+        arrays = _read_verified(path, item, {name: stored[name] for name in full}, full)
         for name, where in places.items():
             if name not in full:
                 arrays[name] = empty(stored[name], where)

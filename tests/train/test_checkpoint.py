@@ -39,7 +39,7 @@ def test_nothing_there(tmp_path):
         assert reader.latest_verified_step() is None and reader.steps() == []
         with pytest.raises(CheckpointError, match="no intact checkpoint"):
             reader.restore_ema()
-        with pytest.raises(CheckpointError, match="there is no checkpoint 7 .*there are: none"):
+        with pytest.raises(CheckpointError, match=r"there is no checkpoint 7 .*there are: none"):
             reader.restore(7, make_state())
 
 
@@ -151,7 +151,7 @@ def test_strangers_and_newer_formats(tmp_path, monkeypatch):
     with Checkpointer(tmp_path / "newer") as saver:
         monkeypatch.setattr("jaxdiff.train.checkpoint.FORMAT", 99)
         saver.save(4, make_state(), meta={})
-        with pytest.raises(CheckpointError, match="has format 99, jaxdiff .* reads format 1"):
+        with pytest.raises(CheckpointError, match=r"has format 99, jaxdiff .* reads format 1"):
             saver.restore_latest(make_state())
     assert (tmp_path / "newer" / "4").is_dir()
 
