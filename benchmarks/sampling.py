@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import platform
 import statistics
@@ -30,6 +31,19 @@ class Mlp(nn.Module):
     def __call__(self, x, t, cond=None):
         """Velocity at x, t."""
         h = jnp.concatenate([x, jnp.broadcast_to(t, x.shape[:1])[:, None]], -1)
+        for _ in range(3):
+            h = nn.gelu(nn.Dense(128)(h))
+        return nn.Dense(x.shape[-1])(h)
+
+
+class Labelled(nn.Module):
+    """The same with a label embedding."""
+
+    @nn.compact
+    def __call__(self, x, t, label):
+        """Velocity at x, t for labels (B,)."""
+        told = jnp.broadcast_to(t, x.shape[:1])[:, None]
+        h = jnp.concatenate([x, told, nn.Embed(5, 16)(label)], -1)
         for _ in range(3):
             h = nn.gelu(nn.Dense(128)(h))
         return nn.Dense(x.shape[-1])(h)
@@ -130,10 +144,16 @@ def measure(ours, theirs, pairs, inner):
             b, a = once(theirs), once(ours)
         ratios.append(a / b)
         base.append(b / inner)
-    return {"ratio": statistics.median(ratios), "hand_ms": 1e3 * statistics.median(base), "pairs": pairs, "inner": inner}
+    return {
+        "ratio": statistics.median(ratios),
+        "hand_ms": 1e3 * statistics.median(base),
+        "pairs": pairs,
+        "inner": inner,
+    }
 
 
 def cases(unet: bool):
+    """``(name, ours, hand-written, calls a timing)``."""
     key = jax.random.key(0)
     net = Mlp()
     params = net.init(key, jnp.zeros((1, 2)), jnp.zeros(()))
@@ -142,25 +162,36 @@ def cases(unet: bool):
     grid = jd.solver.grid.uniform(path, 50)
     d = jd.prediction.denoiser(path, net.apply, params, target="velocity")
     for batch in (4096, 16):
-        shape = (batch, 2)
-        inner = 1 if batch > 1000 else 40
-        table = jd.solver.euler(path, grid)
-        hand = hand_euler(apply, shape, 50)
-        yield f"euler/mlp/{batch}", (lambda t=table, s=shape: jd.solver.sample(t, d, key, s)), (lambda h=hand: h(params, key)), inner
-        table = jd.solver.dpm_solver_pp(path, grid)
-        hand = hand_2m(apply, shape, table)
-        yield f"dpm_solver_pp_2m/mlp/{batch}", (lambda t=table, s=shape: jd.solver.sample(t, d, key, s)), (lambda h=hand: h(params, key)), inner
-        table = jd.solver.ancestral(path, grid)
-        hand = hand_ancestral(apply, shape, table)
-        yield f"ancestral/mlp/{batch}", (lambda t=table, s=shape: jd.solver.sample(t, d, key, s)), (lambda h=hand: h(params, key)), inner
+        shape, inner = (batch, 2), 1 if batch > 1000 else 40
+        euler, multistep, ancestral = (
+            make(path, grid) for make in (jd.solver.euler, jd.solver.dpm_solver_pp, jd.solver.ancestral)
+        )
+        rows = (
+            ("euler", euler, hand_euler(apply, shape, 50)),
+            ("dpm_solver_pp_2m", multistep, hand_2m(apply, shape, multistep)),
+            ("ancestral", ancestral, hand_ancestral(apply, shape, ancestral)),
+        )
+        for name, table, hand in rows:
+            ours = functools.partial(jd.solver.sample, table, d, key, shape)
+            yield f"{name}/mlp/{batch}", ours, functools.partial(hand, params, key), inner
+        labelled = Labelled()
+        weights = labelled.init(key, jnp.zeros((1, 2)), jnp.zeros(()), jnp.zeros((1,), jnp.int32))
+        labels, null = jnp.arange(batch, dtype=jnp.int32) % 4, jnp.full((batch,), 4, jnp.int32)
+        guided = jd.guidance.cfg(
+            jd.prediction.denoiser(path, labelled.apply, weights, target="velocity"), 2.0, cond=labels, null=null
+        )
+        hand = hand_cfg(labelled.apply, shape, 50)
+        ours = functools.partial(jd.solver.sample, euler, guided, key, shape)
+        yield f"euler+cfg/mlp/{batch}", ours, functools.partial(hand, weights, key, 2.0, labels, null), inner
     if unet:
-        net = jd.network.NETWORKS["unet"](channels=32)
+        net = jd.network.NETWORKS["unet"](channels=16, multipliers=(1, 2), blocks=1)
         x = jnp.zeros((16, 28, 28, 1))
         weights = net.init(key, x, jnp.zeros(()))
         du = jd.prediction.denoiser(path, net.apply, weights, target="velocity")
         table = jd.solver.euler(path, jd.solver.grid.uniform(path, 20))
         hand = hand_euler(lambda p, x, t: net.apply(p, x, t).raw, x.shape, 20)
-        yield "euler/unet28/16", (lambda: jd.solver.sample(table, du, key, x.shape)), (lambda: hand(weights, key)), 1
+        ours = functools.partial(jd.solver.sample, table, du, key, x.shape)
+        yield "euler/unet28/16", ours, functools.partial(hand, weights, key), 1
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
+from jaxdiff.solver.streams import fold_each
 from jaxdiff.solver.table import Table, blocks_of, device, is_block
 
 __all__ = ["Hooks", "Row", "State", "advance", "begin", "hooks", "rows_of", "run", "sample", "sample_keys"]
@@ -113,7 +114,7 @@ def rows_of(table: Table, key: jax.Array | None = None) -> Row:
 
 def sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     """One typed key a sample, from a key and the global sample indices (B,)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    return fold_each(key, index)
 
 
 def _draw(table: Table, keys: Any, x: Any) -> Any:
@@ -362,8 +363,11 @@ def sample(
             raise ValueError(f"index: {index} given; an offset lies in [0, 2^32)")
         index = np.uint32(index)
     shape = _shape(shape) if isinstance(shape, tuple) else _tree_shape(shape)
-    draw = _sampler(shape, sharding, tuple(record), jnp.dtype(dtype).name if dtype is not jnp.float32 else "float32")
-    return draw(device(table, hooks=hooks is not None), prediction.lift(d), key, index, init, hooks)
+    kind = "float32" if dtype is jnp.float32 else jnp.dtype(dtype).name
+    draw, go = _compiled(shape, sharding, tuple(record), kind)
+    table = device(table, hooks=hooks is not None)
+    x, index = draw(table, key, index, init)
+    return go(table, prediction.lift(d), x, key, index, hooks)
 
 
 class _Shapes(tuple):
@@ -393,34 +397,20 @@ def _tree_shape(shape: Any) -> _Shapes:
 
 
 @functools.lru_cache(maxsize=1024)
-def _sampler(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> Any:
-    """The jitted sampler of one shape. A jit of its own: static arguments of a shared one are compared in Python at
-    every call, which at batch 16 costs as much as a solver step."""
+def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> tuple[Any, Any]:
+    """``(draw, go)``: the jitted start and the jitted run of one shape.
+
+    Two programs, because one is slower: XLA's CPU runtime spreads a program whose start and rows can be computed side by
+    side over threads, and the loop then pays for it (1.07 of hand-written at batch 16, against 1.02). Jits of their own,
+    because static arguments of a shared one are compared in Python at every call.
+    """
 
     @jax.jit
-    def draw(table: Table, d: Any, key: jax.Array, index: Any, init: Any, hooks: Hooks | None) -> Any:
-        # laws are part of the structure, so this Python check runs for every new one
-        process = getattr(d, "process", None)
-        if process is not None and process.noise.name != table.law.name:
-            raise ValueError(
-                f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
-            )
-        if np.ndim(table.tau) != 1:
-            raise ValueError(
-                f"table: a stack of {np.shape(table.tau)[0]} given; sample() takes one table, run a stack with "
-                "jax.vmap(lambda tb: run(tb, d, x, key))(tables)"
-            )
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype: {dtype} given; states are floating point")
-        if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.spec) > 1:
-            raise ValueError(f"sharding: spec {sharding.spec} given; need one entry, the layout of the batch axis")
+    def draw(table: Table, key: jax.Array, index: Any, init: Any) -> Any:
         if isinstance(shape, _Shapes):
             x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
         else:
             x = jax.ShapeDtypeStruct(shape, dtype)
-        given, needed = (jax.tree_util.tree_map(np.shape, tree) for tree in (init, x))
-        if init is not None and given != needed:
-            raise ValueError(f"init: shape {given} given; need that of the samples, {needed}")
         index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
         if sharding is not None:
             index = jax.lax.with_sharding_constraint(index, sharding)
@@ -430,14 +420,22 @@ def _sampler(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> 
         def place(n: Any, clean: Any) -> Any:
             size, signal = next(scale)
             start = expand(size, n) * n
-            if clean is not None:
-                start = start + expand(signal, n) * jnp.asarray(clean, n.dtype)
-            return start.astype(n.dtype)
+            return start if clean is None else start + expand(signal, n) * jnp.asarray(clean, n.dtype)
 
         if init is None:
             start = jax.tree_util.tree_map(lambda n: place(n, None), z)
         else:
             start = jax.tree_util.tree_map(place, z, init)
-        return run(table, d, start, key, index=index, hooks=hooks, record=record)
+        return start, index
 
-    return draw
+    @jax.jit
+    def go(table: Table, d: Any, x: Any, key: Any, index: jax.Array, hooks: Hooks | None) -> Any:
+        # laws are part of the structure, so this Python check runs for every new one
+        process = getattr(d, "process", None)
+        if process is not None and process.noise.name != table.law.name:
+            raise ValueError(
+                f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
+            )
+        return run(table, d, x, key, index=index, hooks=hooks, record=record)
+
+    return draw, go
