@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxdiff import config as config_lib
+from jaxdiff.commands import bench_config
 
 __all__ = ["main"]
 
@@ -14,6 +15,7 @@ EXAMPLES = {
     "train": "jaxdiff train --config configs/digits.py --workdir runs/digits --config.train.steps=2000",
     "sample": "jaxdiff sample --workdir runs/digits --config.solver.steps=8 --out samples.png",
     "eval": "jaxdiff eval --workdir runs/digits",
+    "bench": "jaxdiff bench --config configs/bench/gmm.py --out report/ --config.samples=512",
 }
 
 
@@ -29,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary,
             epilog=f"example:\n  {EXAMPLES[name]}\n\nconfig fields, set with --config.FIELD=VALUE:\n"
-            + config_lib.describe(name),
+            + (bench_config.describe() if name == "bench" else config_lib.describe(name)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -57,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         "eval", "Compare a trained run's samples with held-out data; writes metrics.json and samples.png."
     )
     evaluate.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    bench = command("bench", "Compare solvers at equal cost on a problem with known answers; writes a report folder.")
+    bench.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    bench.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the report; finished parts there are kept"
+    )
     return parser
 
 
@@ -104,6 +111,11 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         from jaxdiff.commands import draw
 
         print(draw.run(args.workdir, overrides, args.out, args.num, args.label))
+    elif args.command == "bench":
+        chosen = bench_config.check(bench_config.apply_overrides(config_lib.load(args.config), overrides))
+        from jaxdiff.commands import bench
+
+        bench.run(chosen, args.out)
     else:
         from jaxdiff.commands import evaluate
 
