@@ -57,13 +57,14 @@ def restart(
         inside = (grid.sigma > 0) & (grid.sigma < PUBLISHED[3] * grid.alpha)
         intervals = [PUBLISHED] if np.any(inside[1:]) and grid[0].rho >= PUBLISHED[3] else []
     for interval in intervals:
-        stop, piece, count = _interval(process, grid, interval, spacing)
+        points, count, low, high = _entry(interval)
         if count:
+            stop, piece = _piece(process, grid, points, low, high, spacing)
             stops.setdefault(stop, []).append((piece, count))
     if stops:
         require_gaussian(process, "restart")
         require_path(grid, "restart", "points between the grid's")
-    ends = [*sorted(stops), len(grid)]
+    ends = sorted({*stops, len(grid)})
     table, first = None, 0
     for stop in ends:
         main = solver(process, _slice(grid, first, stop + 1))
@@ -82,19 +83,23 @@ def _slice(grid: Grid, first: int, last: int) -> Grid:
     return grid if whole else Grid(*(v[first:last] for v in (grid.time, grid.alpha, grid.sigma)), grid.on_path)
 
 
-def _interval(process: Process, grid: Grid, interval: Sequence[float], spacing: float) -> tuple[int, Grid, int]:
-    """(index of the grid point nearest rho_min, the way down to it from rho_max, repetitions)."""
+def _entry(interval: Sequence[float]) -> tuple[int, int, float, float]:
     if len(interval) != 4:
         raise ValueError(f"intervals: {tuple(interval)} given; need (points, K, rho_min, rho_max)")
     points, count, low, high = interval
     if points != int(points) or points < 2 or count != int(count) or count < 0:
         raise ValueError(f"intervals: {tuple(interval)} given; need whole points >= 2 and K >= 0")
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"intervals: {tuple(interval)} given; need 0 < rho_min < rho_max")
+    return int(points), int(count), float(low), float(high)
+
+
+def _piece(process: Process, grid: Grid, points: int, low: float, high: float, spacing: float) -> tuple[int, Grid]:
+    """(index of the grid point nearest rho_min, the way down to it from rho_max)."""
     rho = np.array([grid[i].rho for i in range(len(grid) + 1)])
     usable = (grid.sigma > 0) & np.isfinite(rho) & (np.arange(rho.size) > 0)
-    if not 0 < low < high or not np.any(usable):
-        raise ValueError(
-            f"intervals: {tuple(interval)} given; need 0 < rho_min < rho_max and a grid with inner points"
-        )
+    if not np.any(usable):
+        raise ValueError("grid: has no points inside; restart() needs one near each rho_min")
     stop = int(np.argmin(np.where(usable, np.abs(rho - low), np.inf)))
     start = grid[0].rho
     if not rho[stop] < high <= start * (1 + 1e-9):
@@ -102,14 +107,14 @@ def _interval(process: Process, grid: Grid, interval: Sequence[float], spacing: 
             f"intervals: rho_max={high:g} given; need it above the grid point {rho[stop]:g} nearest rho_min={low:g} "
             f"and at most the grid's start {start:g}"
         )
-    unit = np.linspace(0.0, 1.0, int(points))
+    unit = np.linspace(0.0, 1.0, points)
     root = high ** (1 / spacing) + unit * (rho[stop] ** (1 / spacing) - high ** (1 / spacing))
     time = np.array(process.time(-spacing * np.log(root)), np.float64)
     time[-1] = grid.time[stop]
     c = process.coefficients(time)
     piece = Grid(time, np.array(c.alpha, np.float64), np.array(c.sigma, np.float64), grid.on_path)
     piece.alpha[-1], piece.sigma[-1] = grid.alpha[stop], grid.sigma[stop]
-    return stop, piece, int(count)
+    return stop, piece
 
 
 def join(first: Table, second: Table, *, std: float = 0.0) -> Table:
