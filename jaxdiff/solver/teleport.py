@@ -13,7 +13,7 @@ import numpy as np
 from jaxdiff.exact import Gaussian
 from jaxdiff.process.process import Process
 from jaxdiff.solver.algebra import _block
-from jaxdiff.solver.executor import check_key, run, sample_keys
+from jaxdiff.solver.executor import _indices, check_key, run, sample_keys
 from jaxdiff.solver.table import Table
 
 __all__ = ["Moments", "data_moments", "teleport", "teleport_sample"]
@@ -114,7 +114,7 @@ def teleport_sample(
     is the one it has there.
     """
     check_key(key)
-    index = jnp.arange(shape[0], dtype=jnp.uint32) + jnp.asarray(0 if index is None else index, jnp.uint32)
+    index = _indices(index, shape[0])
     dtype = jnp.zeros(()).dtype
     z = jax.vmap(lambda k: process.noise.sample(k, tuple(shape[1:]), dtype))(sample_keys(key, index))
     start = float(process.coefficients(np.float64(process.t_max)).sigma) * z
