@@ -407,10 +407,23 @@ def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) ->
 
     @jax.jit
     def draw(table: Table, key: jax.Array, index: Any, init: Any) -> Any:
+        # Python checks, made once a trace
+        if np.ndim(table.tau) != 1:
+            raise ValueError(
+                f"table: a stack of {np.shape(table.tau)[0]} given; sample() takes one table, run a stack with "
+                "jax.vmap(lambda tb: run(tb, d, x, key))(tables)"
+            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"dtype: {dtype} given; states are floating point")
+        if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.spec) > 1:
+            raise ValueError(f"sharding: spec {sharding.spec} given; need one entry, the layout of the batch axis")
         if isinstance(shape, _Shapes):
             x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
         else:
             x = jax.ShapeDtypeStruct(shape, dtype)
+        given, needed = (jax.tree_util.tree_map(np.shape, tree) for tree in (init, x))
+        if init is not None and given != needed:
+            raise ValueError(f"init: shape {given} given; need that of the samples, {needed}")
         index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
         if sharding is not None:
             index = jax.lax.with_sharding_constraint(index, sharding)
@@ -420,7 +433,9 @@ def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) ->
         def place(n: Any, clean: Any) -> Any:
             size, signal = next(scale)
             start = expand(size, n) * n
-            return start if clean is None else start + expand(signal, n) * jnp.asarray(clean, n.dtype)
+            if clean is not None:
+                start = start + expand(signal, n) * jnp.asarray(clean, n.dtype)
+            return start.astype(n.dtype)
 
         if init is None:
             start = jax.tree_util.tree_map(lambda n: place(n, None), z)
