@@ -59,7 +59,8 @@ def ipndm(
 
 
 def _adams(process: Process, grid: Grid, order: int, variable: str, lower_order_final: str) -> Table:
-    tape, history = Tape(process, grid[0]), []
+    tape = Tape(process, grid[0])
+    history: list[Node] = []
     reaches = variable in ("rho", "index")
     for i in range(len(grid)):
         at, to = grid[i], grid[i + 1]
@@ -119,7 +120,8 @@ def pndm(
     if order == 4:
         require_path(grid, "pndm(order=4)", "points between the grid's (warmup='ramp' needs none)")
     variable = "rho" if variant == "rho" else "index"
-    tape, history = Tape(process, grid[0]), []
+    tape = Tape(process, grid[0])
+    history: list[Node] = []
     for i in range(len(grid)):
         at, to, base = grid[i], grid[i + 1], tape.state
         p = allowed_order(grid, i, order, lower_order_final, reaches_zero=True)

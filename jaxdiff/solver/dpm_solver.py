@@ -29,7 +29,7 @@ def dpm_solver_pp(
     *,
     order: int = 2,
     method: str = "multistep",
-    variant: str | None = None,
+    variant: str = "midpoint",
     lower_order_final: str = "auto",
     nfe: int | None = None,
 ) -> Table:
@@ -57,7 +57,7 @@ def dpm_solver(
     *,
     order: int = 3,
     method: str = "fast",
-    variant: str | None = None,
+    variant: str = "midpoint",
     lower_order_final: str = "auto",
     nfe: int | None = None,
 ) -> Table:
@@ -73,9 +73,9 @@ def dpm_solver(
     stages are grid points, so any grid will do. ``method="singlestep"``: stages inside each grid step, ``order`` evaluations
     each (needs the path). ``method="multistep"``: past predictions instead of stages.
 
-    ``variant``: "midpoint" (or "public"), the formulas above; "lagrange", exact quadrature on the stages, with the last
-    stage's slope scaled so that order 3 holds for any first stage up to 0.6 of the step. Default: "lagrange" for
-    third-order fast tables, where the published formula is of second order because stage 2 is not at 2/3; "midpoint" otherwise.
+    ``variant``: "midpoint" (default; "public" is the same here), the formulas above; "lagrange", exact quadrature on the
+    stages, with the last stage's slope scaled so that order 3 holds wherever the first stage is up to 0.6 of the step:
+    fast tables on uneven grids need it, the published formula being of order 3 only as stage 2 tends to 2/3.
     ``nfe``: refuse a table that does not cost exactly this many evaluations. Raises ValueError for other orders and names.
     """
     return _dpm(process, grid, "noise", order, method, variant, lower_order_final, nfe, "dpm_solver()")
@@ -87,18 +87,15 @@ def _dpm(
     form: str,
     order: int,
     method: str,
-    variant: str | None,
+    variant: str,
     lower_order_final: str,
     nfe: int | None,
     solver: str,
 ) -> Table:
     grid = as_grid(process, grid)
     check_choice("method", method, METHODS)
-    if variant is None:
-        variant = "lagrange" if method == "fast" and order == 3 else "midpoint"
     check_choice("variant", variant, VARIANTS)
     if method == "multistep":
-        steps = None
         table = multistep(
             process,
             grid,

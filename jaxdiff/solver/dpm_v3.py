@@ -56,7 +56,8 @@ def dpm_solver_v3(
     check_order(order, (1, 2, 3, 4), "dpm_solver_v3()")
     check_tail(lower_order_final)
     stats = _checked(Statistics(l, s, b, lam))
-    tape, history, before = Tape(process, grid[0]), [], None
+    tape, before = Tape(process, grid[0]), None
+    history: list[Node] = []
     for i in range(len(grid)):
         at, to = grid[i], grid[i + 1]
         if at.alpha == 0:

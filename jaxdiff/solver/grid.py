@@ -383,12 +383,12 @@ def discrete(
     steps = _steps(steps)
     if spacing not in ("leading", "linspace", "trailing"):
         raise ValueError(f"spacing: {spacing!r} given; allowed: leading, linspace, trailing")
-    total = int(train_steps or getattr(process.path, "steps", 1000))
+    total = int(getattr(process.path, "steps", 1000) if train_steps is None else train_steps)
     count = int(np.floor(total * process.t_max + 1e-9))
     if steps > count:
         raise ValueError(f"steps: {steps} given; a chain of {count} training steps has no more than {count}")
     if spacing == "leading":
-        index = np.arange(steps)[::-1] * (count // steps) + offset
+        index = np.arange(steps, dtype=np.float64)[::-1] * (count // steps) + offset
     elif spacing == "linspace":
         index = np.round(np.linspace(0, count - 1, steps))[::-1] if steps > 1 else np.array([count - 1])
     else:
@@ -450,7 +450,8 @@ def _positive(name: str, value: float) -> None:
 
 def _sigmas(sigma_min: float | None, sigma_max: float | None) -> tuple[float | None, float | None]:
     """(lam at the noisy end, lam at the clean end) of ends given as sigma/alpha."""
-    return tuple(None if value is None else -float(np.log(value)) for value in (sigma_max, sigma_min))
+    low = None if sigma_max is None else -float(np.log(sigma_max))
+    return low, None if sigma_min is None else -float(np.log(sigma_min))
 
 
 GRIDS = {

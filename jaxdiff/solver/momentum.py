@@ -70,7 +70,8 @@ def _momentum(process: Process, grid: Grid, p: int, beta: float, lower_order_fin
     the records themselves, of which there are then at most p.
     """
     check_choice("lower_order_final", lower_order_final, ("zero", "never"))
-    rows, buffers, records = Rows(process, grid[0]), [], np.eye(p)
+    rows, records = Rows(process, grid[0]), np.eye(p)
+    buffers: list[np.ndarray] = []
     first = 0 if grid[0].alpha > 0 else 1
     for i in range(len(grid)):
         at, to, k = grid[i], grid[i + 1], i - first

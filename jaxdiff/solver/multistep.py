@@ -71,7 +71,8 @@ def multistep(
     check_order(order, (1, 2, 3, 4) if variant == "lagrange" else (1, 2, 3), f"{solver} with variant {variant!r}")
     check_choice("variant", variant, ("midpoint", "lagrange", "public"))
     check_tail(lower_order_final)
-    tape, history = Tape(process, grid[0]), []
+    tape = Tape(process, grid[0])
+    history: list[Node] = []
     for i in range(len(grid)):
         at, to = grid[i], grid[i + 1]
         p = allowed_order(grid, i, order, lower_order_final)

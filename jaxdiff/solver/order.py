@@ -40,7 +40,10 @@ def posterior(world: GaussianMixture, x: np.ndarray, alpha: float, sigma: float)
 
 
 def trace(
-    table: Table, x: np.ndarray, predict: Callable[[np.ndarray, float, float], tuple], exact: Sequence = ()
+    table: Table,
+    x: np.ndarray,
+    predict: Callable[[np.ndarray, float, float], tuple],
+    exact: Sequence | np.ndarray = (),
 ) -> np.ndarray:
     """A deterministic table in numpy float64; the first ``len(exact)`` grid states are replaced by ``exact``.
 

@@ -17,7 +17,7 @@ from jaxdiff.solver.tape import Tape
 __all__ = ["dpm2", "edm", "heun", "rho_rk", "rk4"]
 
 # c, rows of a, b of explicit Runge-Kutta methods
-TABLEAUS = {
+TABLEAUS: dict[str, tuple[list, list[list], list]] = {
     "midpoint": ([0, 1 / 2], [[], [1 / 2]], [0, 1]),
     "2heun": ([0, 1], [[], [1]], [1 / 2, 1 / 2]),
     "3kutta": ([0, 1 / 2, 1], [[], [1 / 2], [-1, 2]], [1 / 6, 2 / 3, 1 / 6]),

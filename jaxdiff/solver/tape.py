@@ -94,6 +94,8 @@ class Tape:
     def move(self, to: Expression, *, out: bool = True) -> None:
         """End the row: the next state is ``to``. ``out`` False for stages inside a step."""
         to, k = to.now(), len(self.moves)
+        if self.pending is None:
+            raise ValueError("tape: move() without an evaluate() before it")
         at, form = self.pending
         # rounding left by terms that cancel is dropped
         size = 1e-15 * max(abs(v) for v in (*to.y.values(), *to.d.values()))

@@ -51,7 +51,8 @@ def unipc(
     count = len(grid)
     corrected = _per_step("corrector", corrector, count)
     ratios = np.array(_per_step("compensation", 1.0 if compensation is None else compensation, count), np.float64)
-    tape, history, before = Tape(process, grid[0]), [], None
+    tape, before = Tape(process, grid[0]), None
+    history: list[Node] = []
     for i in range(count):
         at, to = grid[i], grid[i + 1]
         p = allowed_order(grid, i, order, lower_order_final)
