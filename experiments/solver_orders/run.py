@@ -4,8 +4,9 @@
     python experiments/solver_orders/run.py --check    # measure, compare with the page, write nothing
 
 The problem is the probability flow of a 1-D mixture on the VP path, whose exact solution is the quantile map. Grids are
-equal in time between half log-SNR -2.2 and 2.2, with N = 128, 256, 512 steps unless the page says so; the order is the slope of the RMS error over
-the last two. Multistep methods start from exact states ("warm"), since a first-order first step caps any of them at 2.
+equal in time between half log-SNR -2.2 and 2.2, with N = 128, 256, 512 steps unless the page says so; the order is the
+slope of the RMS error over the last two. Multistep methods start from exact states, since a first-order first step
+caps any of them at 2.
 """
 
 import argparse
