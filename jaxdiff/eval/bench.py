@@ -62,6 +62,9 @@ def sweep(
     return jax.vmap(one)(tables)
 
 
+_program = jax.jit(sweep)
+
+
 class Compiles:
     """Counts what XLA compiles while it is entered."""
 
@@ -127,7 +130,7 @@ def benchmark(
         for position, i in enumerate(group):
             place[i] = (b, position)
     truth = _Truth(problem, samples, projections, reference_samples)
-    program = jax.jit(sweep)
+    known = _program._cache_size()
     rows: list[dict[str, Any]] = []
     references: dict[str, float] = {}
     floors: dict[str, Any] = {}
@@ -149,7 +152,7 @@ def benchmark(
                 found = []
                 for seed in seeds:
                     for scale in scales:
-                        found += _run(program, problem, truth, tables, group, cells, seed, scale, batch, chunk, bar)
+                        found += _run(problem, truth, tables, group, cells, seed, scale, batch, chunk, bar)
                 references |= {f"seed {s}, scale {w}": each.error for (s, w), each in truth.known.items()}
                 floors |= {str(w): each.floor for w, each in truth.yards.items()}
                 if part is not None:
@@ -158,7 +161,7 @@ def benchmark(
                     unfinished.write_text(json.dumps({"rows": found, "references": references, "floors": floors}))
                     unfinished.rename(part)
             rows += [{**row, "cell": group[row["position"]]} for row in found]
-        programs = program._cache_size()
+        programs = _program._cache_size() - known
         seconds = _time_alone(problem, cells, batch, scales[0]) if timing else {}
     for row in rows:
         row.pop("position", None)
@@ -220,7 +223,6 @@ def _layout(tables: int, batch: int) -> tuple[jax.sharding.Mesh, int]:
 
 
 def _run(
-    program: Any,
     problem: Problem,
     truth: _Truth,
     tables: Table,
@@ -254,7 +256,7 @@ def _run(
             z = jax.device_put(starts(problem.process, seed, index, problem.shape), spread("sample"))
             cond = truth.labels(index)
             cond = None if cond is None else jax.device_put(jnp.asarray(cond), spread("sample"))
-            ends = program(part, d, z, key, jax.device_put(index, spread("sample")), cond)
+            ends = _program(part, d, z, key, jax.device_put(index, spread("sample")), cond)
             pieces.append(np.asarray(ends))
             bar.update(1)
         ends = np.concatenate(pieces, 1)

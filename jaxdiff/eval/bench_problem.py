@@ -20,7 +20,7 @@ from jaxdiff import exact, guidance, prediction
 from jaxdiff.metric import FeatureNetwork
 from jaxdiff.process.process import Process
 from jaxdiff.solver import dpm_solver_pp, run, sample_keys
-from jaxdiff.solver.grid import Grid, from_times
+from jaxdiff.solver.grid import Grid, explicit, from_times
 from jaxdiff.solver.table import Table, device
 
 __all__ = ["Problem", "Reference", "mixture_problem", "starts", "tight_grid", "tight_solve"]
@@ -68,8 +68,11 @@ def _starts(law: Any, key: jax.Array, index: jax.Array, shape: tuple[int, ...]) 
     return jax.vmap(lambda k: law.sample(k, shape, jnp.float32))(sample_keys(key, index))
 
 
-def tight_grid(process: Process, steps: int, reach: float) -> Grid:
-    """``steps`` steps equal in half log-SNR within ``[-reach, reach]`` (or the path's own ends), and the exact ends."""
+def tight_grid(process: Process, steps: int, reach: float, beyond: bool) -> Grid:
+    """``steps`` steps equal in half log-SNR within ``[-reach, reach]`` (or the path's own ends), and the exact ends.
+
+    ``beyond``: go on below the least noise of a path that stops above 0 (ve), where only an exact world can be asked.
+    """
     first = max(-reach, float(process.half_log_snr(np.float64(process.t_max))))
     last = reach
     if not process.path.clean:
@@ -84,9 +87,15 @@ def tight_grid(process: Process, steps: int, reach: float) -> Grid:
         times = np.append(times, 0.0)
     keep = np.append(True, np.diff(times) < 0)
     grid = from_times(process, times[keep])
-    if process.path.appends_clean and grid.sigma[-1] > 0:
-        grid = Grid(np.append(grid.time, 0.0), np.append(grid.alpha, 1.0), np.append(grid.sigma, 0.0))
-    return grid
+    if not process.path.appends_clean:
+        return grid
+    alpha, sigma, time = grid.alpha, grid.sigma, grid.time
+    if beyond:
+        extra = sigma[-1] * np.exp(-np.diff(np.log(alpha / sigma))[-1] * np.arange(1, steps))
+        extra = extra[extra > np.exp(-reach)]
+        sigma = np.append(sigma, extra)
+    ones = np.ones(len(sigma) + 1 - len(alpha))
+    return explicit(np.append(alpha, ones), np.append(sigma, 0.0), np.append(time, 0 * ones))
 
 
 @jax.jit
@@ -108,7 +117,7 @@ def tight_solve(
         for count in (steps // 2, steps):
             table = dpm_solver_pp(
                 process,
-                tight_grid(process, count, reach),
+                tight_grid(process, count, reach, double),
                 order=4 if double else 3,
                 variant="lagrange",
                 lower_order_final="never",
