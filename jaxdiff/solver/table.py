@@ -89,7 +89,7 @@ class Table:
     @property
     def law(self) -> Any:
         """The noise law of the first block."""
-        return blocks_of(self)[0].law
+        return (self.blocks if is_block(self.blocks) else blocks_of(self)[0]).law
 
 
 def is_block(node: Any) -> bool:
