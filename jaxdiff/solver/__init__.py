@@ -27,6 +27,7 @@ from jaxdiff.solver.sde_dpm import dpm_solver_pp_sde
 from jaxdiff.solver.table import AffineBlock, Table, device, stack
 from jaxdiff.solver.teleport import Moments, data_moments, teleport, teleport_sample
 from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
+from jaxdiff.solver.weak import gaussian_law, weak_order
 
 __all__ = [
     "AffineBlock",
@@ -67,6 +68,7 @@ __all__ = [
     "euler_ancestral",
     "exp_rk",
     "f_pndm",
+    "gaussian_law",
     "ghvb",
     "grid",
     "heavy_ball",
@@ -92,6 +94,7 @@ __all__ = [
     "unipc",
     "unroll",
     "usf",
+    "weak_order",
     "weights",
 ]
 
