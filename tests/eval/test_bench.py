@@ -1,6 +1,7 @@
 """The benchmark: cells, buckets, one program a bucket, exact references, resumption, replay, devices, report."""
 
 import csv
+import itertools
 import json
 
 import jax
@@ -309,7 +310,7 @@ def test_guidance_scales_share_the_programs(tmp_path):
     z = np.asarray(bench_problem.starts(PATH, 0, np.arange(SAMPLES), (2,)))
     labels = guided.labels(np.arange(SAMPLES))
     ends = [guided.reference(z, labels, scale).ends for scale in (0.0, 1.0, 3.0)]
-    assert all(np.sqrt(np.mean((a - b) ** 2)) > 0.2 for a, b in zip(ends, ends[1:]))
+    assert all(np.sqrt(np.mean((a - b) ** 2)) > 0.2 for a, b in itertools.pairwise(ends))
     bench_report.write(result, tmp_path)
     assert (tmp_path / "error_rms_scale3.png").exists()
 
