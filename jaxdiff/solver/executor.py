@@ -350,7 +350,8 @@ def sample(
     :func:`run`. New parameters, scales, conditions, grids or solvers of the same table structure do not retrace.
     Raises ValueError naming the argument for bad keys, shapes, laws and names.
     """
-    check_key(key)
+    if not isinstance(key, jax.Array):
+        check_key(key)
     process = getattr(d, "process", None)
     if process is not None and process.noise.name != table.law.name:
         raise ValueError(
@@ -407,6 +408,7 @@ def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) ->
 
     @jax.jit
     def draw(table: Table, key: jax.Array, index: Any, init: Any) -> Any:
+        check_key(key)  # while tracing: a key's type is part of what is compiled, so every kind passes here once
         # Python checks, made once a trace
         if np.ndim(table.tau) != 1:
             raise ValueError(
@@ -445,12 +447,6 @@ def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) ->
 
     @jax.jit
     def go(table: Table, d: Any, x: Any, key: Any, index: jax.Array, hooks: Hooks | None) -> Any:
-        # laws are part of the structure, so this Python check runs for every new one
-        process = getattr(d, "process", None)
-        if process is not None and process.noise.name != table.law.name:
-            raise ValueError(
-                f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
-            )
         return run(table, d, x, key, index=index, hooks=hooks, record=record)
 
     return draw, go

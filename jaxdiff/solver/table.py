@@ -65,7 +65,6 @@ class Table:
     ``tau`` (K,): time told to the network at each row; ``time`` (K+1,): time of each state; ``out`` (K,) bool:
     the row ends on a grid point (hooks act there only); ``live`` (K,) bool: False on padding rows; ``r`` (K,)
     jump-to times of two-time networks, None means tau; ``mode`` a static tuple of ints, one a row, or None.
-    ``name`` says what it is in reports (not part of the compiled structure).
     """
 
     blocks: Any
