@@ -1,6 +1,8 @@
 """Laws of stochastic tables: exact on delta data, weak orders on Gaussian data, correct ends, refusals, finite in float32."""
 
 import dataclasses
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +80,22 @@ def test_weak_order(name):
     if warm is not None:
         slope, errors, _ = weak_order(ALL[name], p, grid=lambda p, n: level_grid(p, n, power=2.0))
         assert abs(slope - warm) < 0.12 and errors[1] > 1e-11, (slope, errors)
+
+
+def test_the_page_of_weak_orders_is_what_is_measured():
+    page = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "experiments" / "solver_orders" / "weak.py"))
+    lines = page["PAGE"].read_text().splitlines()
+    for name in (
+        "sde-dpm++ 2M midpoint eta=1",
+        "sde-dpm++ 2S exact eta=0.5",
+        "er_sde 3 phi=sde_5",
+        "sa_solver p3c4 tau=1",
+    ):
+        assert "| " + " | ".join(page["measure"](name)) + " |" in lines
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == list(page["CASES"])
+    for row in rows:
+        assert row[2] == "-" or abs(float(row[3]) - float(row[2])) < 0.2, row
 
 
 def test_one_brownian_path_is_worth_two_hundred_fold():
