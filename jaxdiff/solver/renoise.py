@@ -90,8 +90,9 @@ def dpmpp_2s_ancestral(
 
     With ``rho_m = sqrt(rho_t rho_down)``: ``v_m = (rho_m/rho_t) v + (1 - rho_m/rho_t) D(v)``, ``v_s =
     (rho_down/rho_t) v + (1 - rho_down/rho_t) D(v_m) + up z``. At eta 1 rho_m is rho_s itself, so the stage lies on
-    the grid and explicit (alpha, sigma) arrays will do; other eta need the path. Weak order 2 at every eta,
-    the singlestep ``dpm_solver_pp(order=2)`` at eta 0: the split itself is exact. Steps from alpha = 0 and to sigma = 0 are first-order.
+    the grid and explicit (alpha, sigma) arrays will do; other eta need the path. Weak order 2 at every eta, the
+    singlestep ``dpm_solver_pp(order=2)`` at eta 0: the split itself is exact. Steps from alpha = 0 and to sigma = 0
+    are first-order.
     """
 
     def stage(at: Point, mid: Point, to: Point, down: float) -> tuple:

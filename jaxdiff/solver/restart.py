@@ -65,22 +65,24 @@ def restart(
         require_gaussian(process, "restart")
         require_path(grid, "restart", "points between the grid's")
     ends = sorted({*stops, len(grid)})
-    table, first = None, 0
-    for stop in ends:
-        main = solver(process, _slice(grid, first, stop + 1))
-        table = main if table is None else join(table, main)
+    table = solver(process, _slice(grid, 0, ends[0]))
+    for stop, after in zip(ends, [*ends[1:], None]):
         for piece, count in stops.get(stop, ()):
             again = solver(process, piece)
             std = s_noise * piece[0].alpha * math.sqrt(max(piece[0].rho ** 2 - grid[stop].rho ** 2, 0.0))
             for _ in range(count):
                 table = join(table, again, std=std)
-        first = stop
+        if after is not None:
+            table = join(table, solver(process, _slice(grid, stop, after)))
     return table
 
 
 def _slice(grid: Grid, first: int, last: int) -> Grid:
-    whole = first == 0 and last == len(grid) + 1
-    return grid if whole else Grid(*(v[first:last] for v in (grid.time, grid.alpha, grid.sigma)), grid.on_path)
+    """Points ``first`` to ``last``, both included; the whole grid is returned as it is."""
+    if last - first == len(grid):
+        return grid
+    part = slice(first, last + 1)
+    return Grid(grid.time[part], grid.alpha[part], grid.sigma[part], grid.on_path)
 
 
 def _entry(interval: Sequence[float]) -> tuple[int, int, float, float]:
@@ -158,6 +160,6 @@ def join(first: Table, second: Table, *, std: float = 0.0) -> Table:
             out=glue("out"),
             live=glue("live"),
             r=jumps,
-            mode=None if first.mode is None else first.mode + second.mode,
+            mode=None if first.mode is None or second.mode is None else first.mode + second.mode,
         )
     )

@@ -12,7 +12,7 @@ from jaxdiff.solver import weights
 from jaxdiff.solver.build import Rows, require_gaussian
 from jaxdiff.solver.exponential import check_choice
 from jaxdiff.solver.grid import Grid, Point, as_grid
-from jaxdiff.solver.multistep import allowed_order, check_order, check_tail
+from jaxdiff.solver.multistep import allowed_order, check_tail
 from jaxdiff.solver.sde_dpm import jump_row, sde_frame
 from jaxdiff.solver.table import Table
 
@@ -53,14 +53,15 @@ def sa_solver(
     Raises ValueError for other orders and names.
     """
     grid = as_grid(process, grid)
-    check_order(predictor, (1, 2, 3, 4), "sa_solver(predictor=...)")
-    check_order(corrector, (0, 1, 2, 3, 4), "sa_solver(corrector=...)")
+    check_choice("predictor", predictor, (1, 2, 3, 4))
+    check_choice("corrector", corrector, (0, 1, 2, 3, 4))
     check_choice("variant", variant, ("lagrange", "public"))
     check_tail(lower_order_final)
     levels = [_level(grid, i, tau, tau_range) for i in range(len(grid))]
     if any(k > 0 for k in levels):
         require_gaussian(process, "sa_solver")
-    rows, past = Rows(process, grid[0]), []  # past: rows whose records are history, newest first
+    rows = Rows(process, grid[0])
+    past: list[int] = []  # rows whose records are history, newest first
     used: dict[int, float] = {}  # the predictor's weights of the step before, by row
     for i in range(len(grid)):
         at, to, k = grid[i], grid[i + 1], levels[i]
