@@ -1,4 +1,4 @@
-"""The ``jaxdiff`` command: train, sample, eval, bench. Help is printed without importing jax."""
+"""The ``jaxdiff`` command: train, sample, eval, bench, export, plan. Help is printed without importing jax."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ EXAMPLES = {
     "sample": "jaxdiff sample --workdir runs/digits --config.solver.steps=8 --out samples.png",
     "eval": "jaxdiff eval --workdir runs/digits",
     "bench": "jaxdiff bench --config configs/bench/gmm.py --out report/ --config.samples=512",
+    "export": "jaxdiff export --workdir runs/digits --out model/ --config.solver.steps=8",
+    "plan": "jaxdiff plan --config configs/digits.py --mesh 8x16x1 --config.data.batch_size=4096",
 }
 
 
@@ -25,13 +27,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    like = {"export": "sample", "plan": "train"}  # commands that take the fields of another
+
     def command(name: str, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name,
             help=summary,
             description=summary,
             epilog=f"example:\n  {EXAMPLES[name]}\n\nconfig fields, set with --config.FIELD=VALUE:\n"
-            + (bench_config.describe() if name == "bench" else config_lib.describe(name)),
+            + (bench_config.describe() if name == "bench" else config_lib.describe(like.get(name, name))),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -48,6 +52,19 @@ def _parser() -> argparse.ArgumentParser:
         "--workdir", required=True, metavar="DIR", help="folder of the run; training continues if one is there"
     )
     train.add_argument("--allow-config-change", action="store_true", help="continue a run under a changed config")
+    train.add_argument(
+        "--restarts",
+        type=int,
+        metavar="N",
+        help="supervise: start again when training dies, giving up after N restarts without progress",
+    )
+    train.add_argument(
+        "--stall-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="with --restarts: kill and restart when no step is logged for so long (start and compilation included)",
+    )
+    train.add_argument("--profile", metavar="A:B", help="trace steps A to B (config.train.profile)")
     sample = command("sample", "Draw samples from a trained run.")
     sample.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
     sample.add_argument(
@@ -64,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--out", required=True, metavar="DIR", help="folder of the report; finished parts there are kept"
     )
+    export = command("export", "Write a trained run's sampler as files that sample without jaxdiff.")
+    export.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder of sampler, weights and card")
+    plan = command(
+        "plan", "Size a training before there is hardware: bytes, FLOPs, collectives, step time, largest batch."
+    )
+    plan.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config()")
+    plan.add_argument("--mesh", metavar="DxFxT", help="data x fsdp x tensor devices (default config.mesh)")
+    plan.add_argument("--shape", metavar="HxWxC", help="shape of one example; the data set is then not opened")
+    plan.add_argument("--classes", type=int, default=0, metavar="K", help="labels of the data, with --shape")
+    plan.add_argument("--mfu", type=float, default=0.4, help="assumed share of peak FLOPs, (0, 1] (default 0.4)")
+    plan.add_argument("--no-compile", action="store_true", help="skip compiling, and with it the list of collectives")
     return parser
 
 
@@ -103,7 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if args.command == "train":
+        if args.profile is not None:
+            overrides["train.profile"] = args.profile
         config = config_lib.check(config_lib.apply_overrides(config_lib.load(args.config), overrides))
+        if args.stall_timeout is not None and args.restarts is None:
+            raise config_lib.ConfigError("--stall-timeout: needs --restarts N, the supervisor does the killing")
+        if args.restarts is not None:
+            return _supervise(args, overrides)
         from jaxdiff.commands import train
 
         train.run(config, args.workdir, change=args.allow_config_change)
@@ -116,11 +151,31 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         from jaxdiff.commands import bench
 
         bench.run(chosen, args.out)
+    elif args.command == "export":
+        from jaxdiff.commands import export
+
+        print(export.run(args.workdir, args.out, overrides))
+    elif args.command == "plan":
+        config = config_lib.check(config_lib.apply_overrides(config_lib.load(args.config), overrides))
+        from jaxdiff.commands import plan
+
+        return plan.run(
+            config, args.mesh, shape=args.shape, classes=args.classes, mfu=args.mfu, compiled=not args.no_compile
+        )
     else:
         from jaxdiff.commands import evaluate
 
         evaluate.run(args.workdir, overrides)
     return 0
+
+
+def _supervise(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from jaxdiff.commands.supervise import supervise
+
+    command = [sys.executable, "-m", "jaxdiff.cli", "train", "--config", args.config, "--workdir", args.workdir]
+    command += ["--allow-config-change"] * args.allow_config_change + ["--debug"] * args.debug
+    command += [f"--config.{name}={value}" for name, value in overrides.items()]
+    return supervise(command, args.workdir, args.restarts, args.stall_timeout)
 
 
 if __name__ == "__main__":

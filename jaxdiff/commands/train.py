@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,19 +19,21 @@ from jaxdiff.commands import assemble, draw
 from jaxdiff.config import ConfigError
 from jaxdiff.data import pipeline
 from jaxdiff.eval import image_grid, loss_curves, toy_panels
+from jaxdiff.train import distributed
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.config_diff import check_same_config
 from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
-from jaxdiff.train.mesh import check_batch_size, make_mesh
+from jaxdiff.train.mesh import check_batch_size, make_mesh, replicated
 
 __all__ = ["open_workdir", "read_metrics", "run"]
 
 # what may differ from the stored config: it changes no number that training computes
 FREE = (
     *("solver", "guidance", "sample", "eval", "mesh", "data.data_dir", "data.in_memory"),
-    *(f"train.{name}_every" for name in ("log", "save", "sample", "stats")),
-    *("train.keep_last", "train.tensorboard", "train.nonfinite_limit"),
+    *(f"train.{name}_every" for name in ("log", "save", "sample", "stats", "keep")),
+    *("train.keep_last", "train.best_metric", "train.best_mode", "train.profile"),
+    *("train.tensorboard", "train.nonfinite_limit"),
 )
 
 
@@ -57,8 +60,7 @@ def open_workdir(path: str, config: ConfigDict, change: bool = False) -> epath.P
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            config_lib.store(config, stored)
+        config_lib.store(config, stored)
     except OSError as error:
         raise ConfigError(f"workdir: cannot write to {path} ({error.strerror or error})") from None
     return workdir
@@ -75,6 +77,8 @@ def use_compile_cache(workdir: epath.Path) -> None:
 def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
     """Train, from the newest checkpoint that verifies if there is one."""
     config_lib.check(config)
+    profile = steps_to_trace(config.train.profile)
+    distributed.initialise()
     source = assemble.dataset(config, config.data.split)
     made = assemble.setup(config, source)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -89,12 +93,16 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
     )
     players = assemble.game(made)
     assemble.table(made)  # a solver that does not fit must fail now, not after training
-    workdir = open_workdir(path, config, change)
-    chief = jax.process_index() == 0
-    with WorkdirLock(workdir) if chief else contextlib.nullcontext():
+    with _claim(path, config, change) as workdir:
         use_compile_cache(workdir)
-        checkpointer = Checkpointer(workdir / "checkpoints", keep_last=config.train.keep_last)
         t = config.train
+        checkpointer = Checkpointer(
+            workdir / "checkpoints",
+            keep_last=t.keep_last,
+            keep_every=t.keep_every or None,
+            best_metric=t.best_metric or None,
+            best_mode=t.best_mode,
+        )
         try:
             outcome = train(
                 players,
@@ -111,17 +119,57 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 stats_every=t.stats_every,
                 nonfinite_limit=t.nonfinite_limit,
                 workdir=workdir,
+                profile=profile,
                 tensorboard=t.tensorboard,
                 callbacks=_callbacks(made, workdir),
                 meta={"config": config.to_dict(), "levels": source.levels, "classes": made.num_classes},
             )
         finally:
             checkpointer.close()
-        if chief:
+        toy = not outcome.preempted and made.shape == (2,)
+        averaged = everywhere(draw.averaged(outcome.state), mesh) if toy else None
+        if jax.process_index() == 0:
             draw_losses(workdir)
-            if not outcome.preempted and made.shape == (2,):
-                draw_toy(made, source, draw.averaged(outcome.state), workdir)
+            if toy:
+                draw_toy(made, source, averaged, workdir)
     return outcome
+
+
+@contextlib.contextmanager
+def _claim(path: str, config: ConfigDict, change: bool) -> Iterator[epath.Path]:
+    """The working directory, opened and locked by process 0; the others learn whether it could be."""
+    with contextlib.ExitStack() as stack:
+        trouble: Exception | None = None
+        workdir = epath.Path(path)
+        if jax.process_index() == 0:
+            try:
+                workdir = open_workdir(path, config, change)
+                stack.enter_context(WorkdirLock(workdir))
+            except Exception as error:
+                trouble = error
+        refused = distributed.agree(int(trouble is not None))
+        if trouble is not None:
+            raise trouble
+        if refused:
+            raise ConfigError(f"workdir: process 0 could not open {path}; its message says why")
+        yield workdir
+
+
+def steps_to_trace(text: str) -> tuple[int, int] | None:
+    """``"100:105"`` as (100, 105), ``"100"`` as (100, 100), nothing as None."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if not first.isdecimal() or not (last or first).isdecimal() or not 1 <= int(first) <= int(last or first):
+        raise ConfigError(f"config.train.profile: {text!r} given; need FIRST:LAST, steps with 1 <= FIRST <= LAST")
+    return int(first), int(last or first)
+
+
+def everywhere(tree: Any, mesh: Any) -> Any:
+    """The tree whole in this process's memory; every process of a job must call it."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
 
 
 def _callbacks(made: assemble.Setup, workdir: epath.Path) -> list[Callback]:

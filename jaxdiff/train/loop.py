@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -12,13 +13,15 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from jaxdiff.train.mesh import check_batch_size, make_mesh, put_batch, replicated
+from jaxdiff.train.mesh import check_batch_size, make_mesh, put_batch, put_replicated
 from jaxdiff.train.metrics import Clock, Goodput, JsonlWriter, MetricLog, NonFinite, TensorBoardWriter, Writer
 from jaxdiff.train.preempt import Preemption
 from jaxdiff.train.progress import Progress
 from jaxdiff.train.sharding import MIN_BYTES, Rule, sharding_table
 from jaxdiff.train.state import TrainState, abstract_state, create_state
 from jaxdiff.train.step import Player, check_game, make_step
+
+HEARTBEAT = "heartbeat.json"  # written by process 0 into the working directory; `jaxdiff train --restarts` reads it
 
 
 class Batches(Protocol):
@@ -84,6 +87,9 @@ def train(
     progress_every: int | None = None,
     meta: Mapping[str, Any] | None = None,
     in_flight: int = 8,
+    profile: tuple[int, int] | None = None,
+    flops: float | None = None,
+    peak_flops: float | None = None,
 ) -> Outcome:
     """Train until ``steps`` train steps are done, from the newest checkpoint if there is one.
 
@@ -118,6 +124,9 @@ def train(
         progress_every: print a line every so many steps, see ``Progress``.
         meta: anything JSON that should travel with checkpoints (the config).
         in_flight: steps dispatched but not finished at any moment; simulated devices deadlock above ten.
+        profile: ``(first, last)``: trace these steps (1 is the run's first) into workdir/profile, on process 0.
+        flops: operations of one step over all devices; logs ``flops_per_second``.
+        peak_flops: what one device can do in a second; with ``flops`` logs ``mfu``, in [0, 1].
 
     Returns:
         The ``Outcome``. After SIGTERM it has saved and says ``preempted``; the caller exits with status 0.
@@ -135,6 +144,8 @@ def train(
     )  # fmt: skip
     if tensorboard and workdir is None:
         raise ValueError("train.tensorboard=True needs train.workdir")
+    if profile is not None and (workdir is None or not 1 <= profile[0] <= profile[1]):
+        raise ValueError(f"train.profile={profile}: needs train.workdir and first <= last, both >= 1")
     mesh = make_mesh() if mesh is None else mesh
     if hasattr(pipeline, "batch_size"):
         check_batch_size(pipeline.batch_size, mesh, accumulate)
@@ -155,7 +166,7 @@ def train(
         game, mesh, layout, accumulate=accumulate, compute_dtype=compute_dtype, parallel=parallel,
         stats_every=stats_every, teacher=teacher, extra=extra,
     )  # fmt: skip
-    key = jax.device_put(noise_key, replicated(mesh))
+    key = put_replicated(noise_key, mesh)
 
     # what watches: process 0 writes and shows, every process counts
     goodput, clock, log = Goodput(saved_meta.get("goodput")), Clock(), MetricLog(nonfinite_limit)
@@ -182,6 +193,11 @@ def train(
         for writer in writers:
             writer.write(step, dict(numbers))
 
+    def beat(step: int) -> None:
+        # a supervisor looks for change, not for the time: clocks of two machines may differ
+        if chief and workdir is not None:
+            _replace(pathlib.Path(workdir) / HEARTBEAT, {"step": step, "unix": time.time(), "pid": os.getpid()})
+
     def report(step: int, examples: int) -> None:
         """Fetch the interval's metrics, write them, and stop if too many updates were refused."""
         nonlocal row
@@ -189,8 +205,13 @@ def train(
         row = {**numbers, **clock.summary(examples)}
         if hasattr(pipeline, "epoch"):
             row["epoch"] = float(pipeline.epoch(step))
+        if flops and "steps_per_second" in row:
+            row["flops_per_second"] = flops * row["steps_per_second"]
+            if peak_flops:
+                row["mfu"] = row["flops_per_second"] / (peak_flops * mesh.size)
         row["goodput"] = goodput.summary(clock.productive_seconds)["goodput"]
         write(step, row)
+        beat(step)
         if progress:
             progress.report(row)
         if trouble:
@@ -217,6 +238,8 @@ def train(
             write(step, numbers)
 
     stopped, step, examples = False, start, 0
+    tracing = False
+    beat(step)
     waiting: collections.deque = collections.deque()
     batches = pipeline.stream(start, steps)
     try:
@@ -228,6 +251,10 @@ def train(
                 except StopIteration:
                     raise RuntimeError(f"the data pipeline ended at step {step}, {steps} were asked") from None
                 clock.waited(time.perf_counter() - before)
+                if profile and chief and not tracing and profile[0] <= step + 1 <= profile[1]:
+                    jax.block_until_ready(state)
+                    jax.profiler.start_trace(os.fspath(pathlib.Path(workdir) / "profile"))
+                    tracing = True
                 with jax.transfer_guard("disallow"):
                     batch = put_batch(batch, mesh)
                     state, metrics = step_fn(state, batch, key)
@@ -239,6 +266,7 @@ def train(
                     jax.block_until_ready(waiting[-1])
                     first = {"first_step_seconds": time.perf_counter() - before}
                     write(step, first)
+                    beat(step)
                     clock.start_interval()
                 else:
                     if len(waiting) > in_flight:
@@ -246,6 +274,12 @@ def train(
                     clock.tick()
                 if progress:
                     progress.update(step)
+
+                if tracing and (step == profile[1] or step == steps):
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                    tracing = False
+                    progress.say(f"traced steps up to {step} into {pathlib.Path(workdir) / 'profile'}")
 
                 # a pause of the device's work from here on is no step time either
                 stopped = preemption.requested(step)
@@ -264,6 +298,8 @@ def train(
             jax.block_until_ready(state)
     finally:
         # a save in flight is finished and rows are flushed even when training fails
+        if tracing:
+            jax.profiler.stop_trace()
         if hasattr(batches, "close"):
             batches.close()
         if checkpointer is not None:
@@ -273,6 +309,13 @@ def train(
         for writer in writers:
             writer.close()
     return Outcome(state=state, step=step, preempted=stopped, row=row)
+
+
+def _replace(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Write a small JSON file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(dict(content)), encoding="utf-8")
+    os.replace(part, path)
 
 
 def _last_good(checkpointer: Any) -> str:

@@ -51,6 +51,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise ValueError(
             f"mesh {shown} uses {count} of {len(devices)} devices: with several processes it must use all"
         )
+    if jax.process_count() > 1 and jax.local_device_count() % sizes["tensor"]:
+        # devices along tensor see the same examples, and each process reads examples of its own
+        raise ValueError(
+            f"mesh.tensor={sizes['tensor']}: must divide the {jax.local_device_count()} devices of one process"
+        )
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
     )
@@ -59,6 +64,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Place host values or arrays of this process, equal on all processes, whole on every device of the mesh."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, replicated(mesh))
+
+    def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # device_put reaches other processes' devices with plain numbers only
+            data = jax.device_put(np.asarray(jax.random.key_data(x)), replicated(mesh))
+            impl = jax.random.key_impl(x)
+            return jax.jit(lambda d: jax.random.wrap_key_data(d, impl=impl), out_shardings=replicated(mesh))(data)
+        return x if isinstance(x, jax.Array) and not x.is_fully_addressable else jax.device_put(x, replicated(mesh))
+
+    return jax.tree.map(put, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -101,4 +122,5 @@ def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     sharding = batch_sharding(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, but the guard does not know it
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

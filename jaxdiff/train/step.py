@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdiff.objective.context import Ctx
 from jaxdiff.train import ema as ema_lib
-from jaxdiff.train.mesh import BATCH_AXES, batch_sharding, batch_shards, check_batch_size, replicated
+from jaxdiff.train.mesh import BATCH_AXES, batch_sharding, batch_shards, check_batch_size, put_replicated, replicated
 from jaxdiff.train.sharding import is_replicated, without_axis
 from jaxdiff.train.state import TrainState
 
@@ -177,7 +177,7 @@ def _place(tree: Any, mesh: Mesh) -> Any:
     def place(leaf: Any) -> jax.Array:
         sharding = getattr(leaf, "sharding", None)
         laid = isinstance(sharding, NamedSharding) and sharding.mesh == mesh
-        return leaf if laid else jax.device_put(leaf, replicated(mesh))
+        return leaf if laid else put_replicated(leaf, mesh)
 
     return jax.tree.map(place, tree)
 
