@@ -1,0 +1,314 @@
+"""Solvers learned by gradient descent on a table: choose the leaves that may move, keep the rest valid, fit.
+
+A :class:`Family` is a set of tables around one: ``build(parameters) -> Table`` and the parameters that give the table
+itself. ``build`` computes in numpy float64 when given numpy, so a learned table is as exact as a made one; under
+a gradient it computes in jax. Sources: 2310.19075 [3], 2304.11328 [17], 2409.03755 [69]; methods-solvers, the
+non-stationary tables of BNS and S4S.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.process import noise as laws
+from jaxdiff.process.process import Process
+from jaxdiff.solver.executor import run
+from jaxdiff.solver.table import AffineBlock, Table, blocks_of, device, freeze
+
+__all__ = ["LEAVES", "Family", "Learned", "endpoint", "family", "fit", "load", "save"]
+
+LEAVES = ("times", "A", "B", "form")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """Tables ``build(parameters)``, a dict of arrays; ``start`` gives the table the family was made around."""
+
+    build: Callable[[dict], Table]
+    start: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learned:
+    """What :func:`fit` found: the ``table`` (numpy float64), its ``parameters``, and the ``losses`` (steps,)."""
+
+    table: Table
+    parameters: dict[str, np.ndarray]
+    losses: np.ndarray
+
+
+def one_block(table: Table, caller: str) -> AffineBlock:
+    blocks = blocks_of(table)
+    if len(blocks) != 1 or not isinstance(blocks[0], AffineBlock) or np.ndim(blocks[0].A) != 2:
+        raise ValueError(f"table: {caller} takes a table of one affine block with scalar coefficients, not a stack")
+    if blocks[0].stochastic:
+        raise ValueError(f"table: {caller} takes deterministic tables; this one draws noise")
+    return blocks[0]
+
+
+def _widened(column: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(column, ((0, 0), (0, max(0, width - column.shape[1]))))
+
+
+def family(
+    table: Table,
+    process: Process | None = None,
+    *,
+    train: Sequence[str] = ("B",),
+    records: int | None = None,
+    states: int | None = None,
+    consistent: bool = True,
+) -> Family:
+    """The tables around ``table`` whose leaves named in ``train`` move freely; the others stay.
+
+    Args:
+        table: a deterministic table of one block.
+        process: the path that moving times follow; needed for "times".
+        train: any of LEAVES. "times": interior grid times, as the softmax of K logits for the gaps between fixed
+            ends, so they stay strictly decreasing (tables whose states all are grid points only). "A", "B": the coefficients
+            of earlier states and of records. "form": the angle of the stored mixture of data and noise, kept on
+            the side of ``sigma p - alpha q`` where the table's is, so that a record always tells the data.
+        records, states: widths of the history, at least the table's; wider ones start at zero (records=K is
+            the dense normal form).
+        consistent: keep every row exact on delta data, ``sum A sigma + sum B q = sigma_s`` and
+            ``sum A alpha + sum B p = alpha_s``, by solving for the two newest coefficients; they are then not
+            parameters. False frees them, from the table's values.
+
+    Raises ValueError for other tables, unknown leaves, and what the choice needs but lacks.
+    """
+    block = one_block(table, "family()")
+    for name in train:
+        if name not in LEAVES:
+            near = difflib.get_close_matches(str(name), LEAVES, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"train: {name!r} is unknown; allowed: {', '.join(LEAVES)}{hint}")
+    if not train:
+        raise ValueError(f"train: none given; allowed: {', '.join(LEAVES)}")
+    K = table.rows
+    A = _widened(np.asarray(block.A, np.float64), min(states or 0, K))
+    B = _widened(np.asarray(block.B, np.float64), min(records or 0, K))
+    p, q = (np.zeros(K) if v is None else np.asarray(v, np.float64) for v in (block.p, block.q))
+    time = np.asarray(table.time, np.float64)
+    alpha, sigma = np.asarray(block.alpha, np.float64), np.asarray(block.sigma, np.float64)
+    if consistent and (block.E is not None or not _rows_consistent(A, B, p, q, alpha, sigma)):
+        raise ValueError("consistent: True given, but the table's own rows are not exact on delta data; give False")
+    start: dict[str, np.ndarray] = {}
+    if "times" in train:
+        if process is None:
+            raise ValueError("process: missing; learned times need the path they lie on")
+        if not np.all(np.asarray(table.out)) or not np.allclose(np.asarray(table.tau), time[:-1]):
+            raise ValueError("train: 'times' given, but this table has stages inside its steps; learn A, B, form")
+        gaps = -np.diff(time)
+        movable = gaps > 0  # a clean point appended at the same time does not move
+        start["times"] = np.log(gaps[movable])
+    if "form" in train:
+        base_sign, size, angle = _angles(p, q, alpha[:-1], sigma[:-1])
+        start["form"] = np.arctanh(np.clip(angle / (np.pi / 2), -1 + 1e-12, 1 - 1e-12))
+    skip = 1 if consistent else 0
+    seen = lambda width: (np.arange(width)[None] <= np.arange(K)[:, None]).astype(np.float64)
+    for name, column in (("A", A), ("B", B)):
+        if name in train and column.shape[1] > skip:
+            start[name] = column[:, skip:].copy()
+        elif name in train and len(train) == 1:
+            raise ValueError(f"train: {name!r} has nothing free on one register; widen it, or give consistent=False")
+
+    def build(parameters: dict) -> Table:
+        host = all(isinstance(v, np.ndarray) for v in parameters.values())
+        xp: Any = np if host else jnp
+        t, al, si, P, Q = time, alpha, sigma, p, q
+        if "times" in parameters:
+            logits = parameters["times"]
+            weights = xp.exp(logits - xp.max(logits))
+            inner = xp.cumsum((time[0] - time[-1]) * weights / xp.sum(weights))
+            t = xp.concatenate([time[:1], time[0] - inner[:-1], time[-1:]])
+            if not movable.all():
+                t = xp.concatenate([t, time[-1:]])
+            c = process.coefficients(t[1:-1])  # type: ignore[union-attr]
+            fixed = 1 if movable.all() else 2  # ends are the table's own, exactly
+            inside = slice(None) if fixed == 1 else slice(0, -1)
+            al = xp.concatenate([alpha[:1], c.alpha[inside], alpha[-fixed:]])
+            si = xp.concatenate([sigma[:1], c.sigma[inside], sigma[-fixed:]])
+        if "form" in parameters:
+            turned = 0.5 * np.pi * xp.tanh(parameters["form"])
+            norm = xp.sqrt(al[:-1] ** 2 + si[:-1] ** 2)
+            cos, sin = xp.cos(turned) * base_sign * size / norm, xp.sin(turned) * base_sign * size / norm
+            P, Q = cos * si[:-1] + sin * al[:-1], sin * si[:-1] - cos * al[:-1]
+        older = {name: parameters.get(name, column[:, skip:]) for name, column in (("A", A), ("B", B))}
+        older = {name: v * seen(v.shape[1] + skip)[:, skip:] for name, v in older.items()}
+        if consistent:
+            newest = _newest(xp, older["A"], older["B"], P, Q, al, si)
+            columns = [xp.concatenate([v[:, None], older[n]], 1) for n, v in zip("AB", newest)]
+        else:
+            columns = [older["A"], older["B"]]
+        plain = "form" not in parameters
+        made = dataclasses.replace(
+            block,
+            p=block.p if plain else P,
+            q=block.q if plain else Q,
+            A=columns[0],
+            B=columns[1],
+            alpha=al,
+            sigma=si,
+        )
+        made_table = dataclasses.replace(
+            table, blocks=made, tau=t[:-1] if "times" in parameters else table.tau, time=t
+        )
+        return freeze(made_table) if host else made_table
+
+    return Family(build, start)
+
+
+def _shifted(xp: Any, v: Any, h: int, count: int) -> Any:
+    """``v[k - h]`` for k < count, zero where there is none."""
+    return xp.concatenate([xp.zeros(h), v[: count - h]]) if h else v[:count]
+
+
+def _newest(xp: Any, A: Any, B: Any, p: Any, q: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """The coefficients of the newest state and record that the two sum rules leave, given the older ones."""
+    K = alpha.shape[0] - 1
+    noise, data = sigma[1:], alpha[1:]
+    for h in range(A.shape[1]):
+        noise = noise - A[:, h] * _shifted(xp, sigma, h + 1, K)
+        data = data - A[:, h] * _shifted(xp, alpha, h + 1, K)
+    for h in range(B.shape[1]):
+        noise = noise - B[:, h] * _shifted(xp, q, h + 1, K)
+        data = data - B[:, h] * _shifted(xp, p, h + 1, K)
+    det = sigma[:-1] * p - alpha[:-1] * q
+    return (noise * p - data * q) / det, (sigma[:-1] * data - alpha[:-1] * noise) / det
+
+
+def _rows_consistent(A: np.ndarray, B: np.ndarray, p: Any, q: Any, alpha: Any, sigma: Any) -> bool:
+    if np.any(sigma[:-1] * p - alpha[:-1] * q == 0):
+        return False
+    a, b = _newest(np, A[:, 1:], B[:, 1:], p, q, alpha, sigma)
+    scale = 1 + np.abs(A).max() + np.abs(B).max()
+    return bool(np.allclose(a, A[:, 0], 0, 1e-7 * scale) and np.allclose(b, B[:, 0], 0, 1e-7 * scale))
+
+
+def _angles(p: np.ndarray, q: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> tuple:
+    """Sign, size and angle of (p, q) from the direction (sigma, -alpha), in which a record is purest."""
+    det, along = sigma * p - alpha * q, alpha * p + sigma * q
+    if np.any(det == 0):
+        raise ValueError("train: 'form' given, but some row stores a record that does not tell the data")
+    sign = np.sign(det)
+    return sign, np.hypot(p, q), np.arctan2(sign * along, np.abs(det))
+
+
+def fit(
+    tables: Family,
+    loss: Callable[[Table, jax.Array], Any],
+    *,
+    steps: int = 400,
+    rate: float = 5e-3,
+    seed: int = 0,
+) -> Learned:
+    """Minimise ``loss(table, key)`` over a family by Adam with a cosine schedule, in one compiled scan.
+
+    The same seed gives the same result, bitwise on one machine. The parameters of the smallest loss seen are
+    kept (a noisy loss should be averaged over enough samples to compare). Raises ValueError if no loss was finite.
+    """
+    import optax
+
+    if steps < 1 or rate <= 0:
+        raise ValueError(f"steps, rate: {steps}, {rate} given; need at least one step and a rate above 0")
+    optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    def step(carry: tuple, key: jax.Array) -> tuple:
+        parameters, state, best, least = carry
+        value, gradient = jax.value_and_grad(lambda v: loss(device(tables.build(v)), key))(parameters)
+        better = value < least
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), parameters, best)
+        updates, state = optimiser.update(gradient, state)
+        return (optax.apply_updates(parameters, updates), state, best, jnp.where(better, value, least)), value
+
+    @jax.jit
+    def descend(parameters: dict, key: jax.Array) -> tuple:
+        carry = (parameters, optimiser.init(parameters), parameters, jnp.asarray(jnp.inf))
+        (_, _, best, least), losses = jax.lax.scan(step, carry, jax.random.split(key, steps))
+        return best, least, losses
+
+    first = jax.tree.map(lambda v: jnp.asarray(v), tables.start)
+    best, least, losses = descend(first, jax.random.key(seed))
+    if not np.isfinite(least):
+        raise ValueError(f"loss: no finite value in {steps} steps; lower the rate ({rate}) or check the start")
+    found = {name: np.asarray(v, np.float64) for name, v in best.items()}
+    return Learned(tables.build(found), found, np.asarray(losses))
+
+
+def endpoint(
+    table: Table,
+    d: Any,
+    x: Any,
+    target: Any,
+    *,
+    process: Process | None = None,
+    train: Sequence[str] = ("times", "B"),
+    records: int | None = None,
+    states: int | None = None,
+    consistent: bool = True,
+    batch: int | None = None,
+    steps: int = 400,
+    rate: float = 5e-3,
+    seed: int = 0,
+) -> Learned:
+    """Learn the table whose run from ``x`` ends nearest to ``target``, in root mean square.
+
+    ``x`` (N, ...): starts at the table's first time; ``target`` (N, ...): where an accurate solver takes them
+    (``run`` of a table of many steps, say). ``batch``: starts used in a step of the descent, all by default. The rest:
+    :func:`family`, :func:`fit`. Held-out starts tell whether N was enough.
+    """
+    x, target = jnp.asarray(x), jnp.asarray(target)
+    if x.shape != target.shape:
+        raise ValueError(f"target: shape {target.shape} given; need that of x, {x.shape}")
+    process = getattr(d, "process", None) if process is None else process
+    tables = family(table, process, train=train, records=records, states=states, consistent=consistent)
+
+    def loss(made: Table, key: jax.Array) -> jax.Array:
+        pick = slice(None) if batch is None else jax.random.randint(key, (batch,), 0, x.shape[0])
+        return jnp.sqrt(jnp.mean((run(made, d, x[pick]) - target[pick]) ** 2))
+
+    return fit(tables, loss, steps=steps, rate=rate, seed=seed)
+
+
+_COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise")
+_TABLE = ("tau", "time", "out", "live", "r")
+
+
+def save(path: str | os.PathLike, table: Table, **about: Any) -> None:
+    """Write a table of one block as plain arrays (``path``, .npz) with a JSON line of what it is (law, mode, ``about``).
+
+    Raises ValueError for tables of several blocks and paths without .npz.
+    """
+    if not str(path).endswith(".npz"):
+        raise ValueError(f"path: {str(path)!r} given; tables are saved as .npz")
+    block = blocks_of(table)[0]
+    if len(blocks_of(table)) != 1 or not isinstance(block, AffineBlock):
+        raise ValueError("table: save() takes a table of one affine block")
+    if not block.law.gaussian:
+        raise ValueError(f"table: made for {block.law.name} noise; save() takes tables of Gaussian noise")
+    arrays = {f"block.{n}": getattr(block, n) for n in _COLUMNS} | {n: getattr(table, n) for n in _TABLE}
+    meta = {"format": 1, "law": block.law.name, "mode": table.mode, "about": about}
+    kept = {name: np.asarray(v) for name, v in arrays.items() if v is not None}
+    np.savez(path, json=np.array(json.dumps(meta)), **kept)
+
+
+def load(path: str | os.PathLike) -> tuple[Table, dict]:
+    """``(table, about)`` written by :func:`save`, bitwise. Raises ValueError for other files."""
+    with np.load(path, allow_pickle=False) as file:
+        if "json" not in file or "block.A" not in file:
+            raise ValueError(f"path: {str(path)!r} holds no table written by save()")
+        meta = json.loads(str(file["json"]))
+        read = lambda name: file[name] if name in file else None
+        block = AffineBlock(**{n: read(f"block.{n}") for n in _COLUMNS}, law=laws.Gaussian())
+        mode = None if meta["mode"] is None else tuple(meta["mode"])
+        table = Table(blocks=block, **{n: read(n) for n in _TABLE}, mode=mode)
+    return freeze(table), meta["about"]
