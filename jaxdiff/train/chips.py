@@ -1,0 +1,62 @@
+"""A few accelerators by their published figures, and what a step would take on them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxdiff.train.cost import Collective
+
+__all__ = ["CHIPS", "Chip", "communication_seconds"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of one chip.
+
+    Attributes:
+        name: as sold.
+        bf16, float32: peak dense FLOP/s of matrix products, as JAX's default precision runs them (float32 operands are
+            TF32 on these GPUs and bfloat16 passes on TPUs).
+        memory: bytes of HBM.
+        link: bytes/s one way between neighbours of the fast network (half the published two-way figure).
+        domain: chips that share it; a group larger than this is bound by ``outer``.
+        outer: bytes/s one way and chip between domains.
+        source: where the figures stand.
+    """
+
+    name: str
+    bf16: float
+    float32: float
+    memory: float
+    link: float
+    domain: int
+    outer: float
+    source: str
+
+
+NVIDIA = "NVIDIA H100/H200 data sheets, dense (half of the sparse figures); DGX: one 400 Gb/s port a GPU"
+CHIPS = (
+    Chip("H100 SXM", 989.4e12, 494.7e12, 80e9, 450e9, 8, 50e9, NVIDIA),
+    Chip("H200 SXM", 989.4e12, 494.7e12, 141e9, 450e9, 8, 50e9, NVIDIA),
+    # ICI as published two-way, 400 / 1200 / 800 GB/s a chip; DCN between pods 50 Gb/s a chip where stated (v5p), 25 assumed
+    Chip("TPU v5e", 197e12, 197e12, 16 * 2**30, 200e9, 256, 3.1e9, "cloud.google.com/tpu/docs/v5e"),
+    Chip("TPU v5p", 459e12, 459e12, 95 * 2**30, 600e9, 8960, 6.2e9, "cloud.google.com/tpu/docs/v5p"),
+    Chip("TPU v6e", 918e12, 918e12, 32 * 2**30, 400e9, 256, 12.5e9, "cloud.google.com/tpu/docs/v6e"),
+)
+
+
+def communication_seconds(found: Sequence[Collective], chip: Chip) -> float:
+    """Seconds of bandwidth-bound ring collectives, one after the other.
+
+    A ring over n devices moves (n-1)/n of a gathered, scattered or exchanged array through each link, an all-reduce
+    twice that. Latency is left out: it matters below about 1 MB.
+    """
+    total = 0.0
+    for c in found:
+        n = max(c.group, 1)
+        speed = chip.link if n <= chip.domain else chip.outer
+        # bytes are of the result: a reduce-scatter's input is n times as large
+        moved = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1.0}.get(
+            c.kind, (n - 1) / n
+        )
+        total += c.times * moved * c.bytes / speed
+    return total

@@ -1,0 +1,183 @@
+"""What a program costs, counted before it runs: FLOPs and saved activations from the jaxpr, collectives from HLO.
+
+One multiply-add is 2 FLOP throughout. XLA's own count reads a loop body once; here a scan counts length times, so
+that microbatches and solver rows are all there.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+__all__ = ["Collective", "activation_bytes", "collectives", "flops", "nbytes", "shard_bytes"]
+
+BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr")
+
+
+def _inner(params: dict) -> Iterator[Any]:
+    """Jaxprs of a call-like equation (jit, remat, custom derivatives): the first body that is there."""
+    for name in BODIES:
+        if name in params:
+            yield params[name]
+            return
+
+
+def _open(jaxpr: Any) -> Any:
+    return getattr(jaxpr, "jaxpr", jaxpr)
+
+
+def _matmul(equation: Any) -> int:
+    """2 FLOP a multiply-add of one dot_general or convolution."""
+    left, right = (v.aval.shape for v in equation.invars[:2])
+    out = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == "dot_general":
+        (contract, _), _ = equation.params["dimension_numbers"]
+        return 2 * out * math.prod(left[i] for i in contract)
+    # every output value sums over the kernel's window and its input features (already divided by the groups)
+    spec = equation.params["dimension_numbers"].rhs_spec
+    return 2 * out * math.prod(right[i] for i in spec[1:])
+
+
+def flops(jaxpr: Any, loops: int = 1) -> int:
+    """FLOPs of the matrix products and convolutions of a (closed) jaxpr, over all devices together.
+
+    Scans count length times, ``while`` loops ``loops`` times (their length is not known), the branches of a ``cond`` as
+    the most expensive one, and the inside of a ``shard_map`` once a shard. Elementwise work is left out, as in
+    every model-FLOPs figure; in a transformer it is below 1 %.
+    """
+    total = 0
+    for equation in _open(jaxpr).eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("dot_general", "conv_general_dilated"):
+            total += _matmul(equation)
+        elif name == "scan":
+            total += params["length"] * flops(params["jaxpr"], loops)
+        elif name == "while":
+            total += loops * (flops(params["body_jaxpr"], loops) + flops(params["cond_jaxpr"], loops))
+        elif name == "cond":
+            total += max(flops(branch, loops) for branch in params["branches"])
+        elif name == "shard_map":
+            shards = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+            total += shards * flops(params["jaxpr"], loops)
+        else:
+            total += sum(flops(inner, loops) for inner in _inner(params))
+    return total
+
+
+def nbytes(leaf: Any) -> int:
+    """Bytes of an array or abstract array; a typed key counts its words."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree of ShapeDtypeStructs (or arrays) with shardings."""
+
+    def one(leaf: Any) -> int:
+        size = nbytes(leaf)
+        if leaf.sharding is None or not leaf.shape:
+            return size
+        return size * math.prod(leaf.sharding.shard_shape(leaf.shape)) // math.prod(leaf.shape)
+
+    return sum(one(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def activation_bytes(loss: Callable, params: Any, *rest: Any) -> int:
+    """Bytes the forward pass keeps for the gradient of ``loss(params, *rest)`` (a scalar, or a scalar and aux).
+
+    Read off the saved residuals of ``jax.vjp``, rematerialisation policies included: each array once, and
+    neither arguments nor constants, which are held anyway. A compiler that recomputes cheap values while fusing
+    may keep less; workspace comes on top.
+    """
+
+    def residuals(params: Any, rest: Any) -> list:
+        def scalar(p: Any) -> Any:
+            out = loss(p, *rest)
+            return out[0] if isinstance(out, tuple) else out
+
+        return jax.tree.leaves(jax.vjp(scalar, params)[1])
+
+    jaxpr = _open(jax.make_jaxpr(residuals)(params, rest))
+    held = {id(v) for v in [*jaxpr.invars, *jaxpr.constvars]}
+    kept = {id(v): v for v in jaxpr.outvars if not isinstance(v, Literal) and id(v) not in held}
+    return sum(nbytes(v.aval) for v in kept.values())
+
+
+# ------------------------------------------------------------------------------------------- collectives, from HLO
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+WIDTH = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_OP = re.compile(rf"= (?P<out>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_CALLEE = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a compiled program: bytes of its result on one device, devices it spans, runs per call."""
+
+    kind: str
+    bytes: int
+    group: int
+    times: int
+
+
+def _array_bytes(text: str) -> list[int]:
+    return [
+        WIDTH.get(kind, 1) * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in _ARRAY.findall(text)
+    ]
+
+
+def _group(line: str, devices: int) -> int:
+    """Devices in one replica group, in HLO's listed and in its iota notation."""
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(iota[2])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return len(listed[1].split(","))
+    return devices
+
+
+def collectives(hlo: str, devices: int = 1) -> list[Collective]:
+    """The collectives of ``compiled.as_text()``, largest first; loops with a known length count as often as they run."""
+    lines: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in hlo.splitlines():
+        if head := _HEAD.match(line):
+            name = head[2]
+            lines[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            lines[name].append(line)
+    times: dict[str, int] = {}
+
+    def visit(name: str, count: int) -> None:
+        times[name] = times.get(name, 0) + count
+        for line in lines.get(name, ()):
+            callees = _CALLEE.findall(line)
+            for branch in _BRANCHES.findall(line):
+                callees += [word.strip().lstrip("%") for word in branch.split(",")]
+            trips = _TRIPS.search(line)
+            for callee in callees:
+                if callee in lines:
+                    visit(callee, count * (int(trips[1]) if trips else 1))
+
+    visit(entry, 1)
+    found = []
+    for name, count in times.items():
+        for line in lines[name]:
+            if op := _OP.search(line):
+                sizes = _array_bytes(op["out"])
+                # an asynchronous start of these two carries its operands beside its results
+                if op["start"] and op["kind"] in ("all-gather", "collective-permute"):
+                    sizes = sizes[len(sizes) // 2 :]
+                found.append(Collective(op["kind"], sum(sizes), _group(line, devices), count))
+    return sorted(found, key=lambda c: -c.bytes * c.times)
