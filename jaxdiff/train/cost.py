@@ -138,7 +138,12 @@ def _array_bytes(text: str) -> list[int]:
 
 
 def _group(line: str, devices: int) -> int:
-    """Devices in one replica group, in HLO's listed and in its iota notation."""
+    """Devices in one replica group, in HLO's listed, iota and mesh notations."""
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{('[^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", axes[1])}
+        # an axis may be used in part: 'a':(before)size
+        used = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", axes[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in used)
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
