@@ -8,23 +8,31 @@
 from jaxdiff.guidance.branches import Cfg, Compose, cfg, cfg_pp, cfg_pp_weight, cfg_rescale, compose
 from jaxdiff.guidance.interval import autoguidance, interval
 from jaxdiff.guidance.mix import Mix, Schedule, Window, linear_mix, mix_predictions
+from jaxdiff.guidance.switch import Switch, stitch, switch
+from jaxdiff.guidance.threshold import Bounded, clip, threshold
 
 __all__ = [
-    "GUIDANCES",
+    "Bounded",
     "Cfg",
     "Compose",
+    "GUIDANCES",
     "Mix",
     "Schedule",
+    "Switch",
     "Window",
     "autoguidance",
     "cfg",
     "cfg_pp",
     "cfg_pp_weight",
     "cfg_rescale",
+    "clip",
     "compose",
     "interval",
     "linear_mix",
     "mix_predictions",
+    "stitch",
+    "switch",
+    "threshold",
 ]
 
 GUIDANCES = {"cfg": cfg, "cfg_rescale": cfg_rescale, "cfg_pp": cfg_pp}

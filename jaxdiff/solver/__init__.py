@@ -5,7 +5,9 @@ compiled entry, ``run`` the pure one; ``stack`` puts tables of many solvers into
 ``unroll`` prove things about a table without a network.
 """
 
-from jaxdiff.solver import grid, weights
+from jaxdiff.solver import grid, learn, weights
+from jaxdiff.solver.adaptive import Adapted, adaptive_ode
+from jaxdiff.solver.adjoint import checkpointed
 from jaxdiff.solver.algebra import Check, Dense, check, unroll
 from jaxdiff.solver.conjugate import conjugate
 from jaxdiff.solver.deis import deis, f_pndm, ipndm, lms, pndm
@@ -15,6 +17,7 @@ from jaxdiff.solver.er_sde import PHIS, er_sde
 from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run, sample, sample_keys
 from jaxdiff.solver.exp_rk import exp_rk
 from jaxdiff.solver.grid import GRIDS, Grid
+from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
 from jaxdiff.solver.kernel import row_logprob, row_mean
 from jaxdiff.solver.momentum import ghvb, heavy_ball
 from jaxdiff.solver.onestep import ancestral, ddim, euler
@@ -30,9 +33,11 @@ from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
 from jaxdiff.solver.weak import gaussian_law, weak_order
 
 __all__ = [
+    "Adapted",
     "AffineBlock",
     "Check",
     "Dense",
+    "Encoding",
     "GRIDS",
     "Grid",
     "Hooks",
@@ -45,16 +50,21 @@ __all__ = [
     "Statistics",
     "Step",
     "Table",
+    "adaptive_ode",
     "advance",
     "ancestral",
     "begin",
     "check",
+    "checkpointed",
     "conjugate",
     "data_moments",
     "dc_solver",
     "ddim",
+    "ddim_invert",
+    "decode_noise",
     "deis",
     "device",
+    "direct",
     "dpm2",
     "dpm2_ancestral",
     "dpm_solver",
@@ -63,11 +73,13 @@ __all__ = [
     "dpm_solver_v3",
     "dpmpp_2s_ancestral",
     "edm",
+    "encode_noise",
     "er_sde",
     "euler",
     "euler_ancestral",
     "exp_rk",
     "f_pndm",
+    "fixed_point",
     "gaussian_law",
     "ghvb",
     "grid",
@@ -75,6 +87,7 @@ __all__ = [
     "heun",
     "hooks",
     "ipndm",
+    "learn",
     "lms",
     "order",
     "pndm",
