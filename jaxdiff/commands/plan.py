@@ -113,7 +113,8 @@ class Plan:
         argument_bytes: their sum with counters, key and the like.
         gradient_bytes: float32 gradients, whole, before they are split or applied.
         working_bytes: parameters as used: gathered along fsdp and in the compute dtype; 0 if the masters serve.
-        activation_fixed, activation_each: saved residuals are fixed + each * examples.
+        activation_fixed, activation_each: saved residuals, with those of the largest rematerialised block while it is
+            recomputed, are fixed + each * examples.
         flops: matrix-product FLOPs of one step on one device.
         compiled_arguments: argument bytes by XLA's own account; None if not compiled.
         collectives: None if not compiled.
@@ -224,7 +225,8 @@ def make_plan(
     elif split:
         notes.append("FLOPs and activations assume that work divides evenly over tensor")
 
-    # activations: what the loss keeps for its gradient at two microbatches; the difference is the share of an example
+    # activations: what the loss keeps (and recomputes at once) for its gradient at two microbatches;
+    # the difference is the share of an example
     params = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct(
             p.shape, dtype if dtype and jnp.issubdtype(p.dtype, jnp.floating) else p.dtype
@@ -236,7 +238,8 @@ def make_plan(
 
     def saved(count: int) -> int:
         loss = lambda p, b, k, c: game["model"].loss(p, b, example_keys(k, b["index"]), c)
-        return cost.activation_bytes(loss, params["model"], examples(count), plain_key, ctx)
+        args = params["model"], examples(count), plain_key, ctx
+        return cost.activation_bytes(loss, *args) + cost.recomputed_bytes(loss, *args)
 
     # the coupling may need whole groups, so steps are of the microbatch itself
     small, large = saved(local), saved(2 * local)

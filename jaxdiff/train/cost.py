@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-__all__ = ["Collective", "activation_bytes", "collectives", "flops", "nbytes", "shard_bytes"]
+__all__ = ["Collective", "activation_bytes", "collectives", "flops", "nbytes", "recomputed_bytes", "shard_bytes"]
 
 BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr")
 
@@ -107,6 +107,33 @@ def activation_bytes(loss: Callable, params: Any, *rest: Any) -> int:
     held = {id(v) for v in [*jaxpr.invars, *jaxpr.constvars]}
     kept = {id(v): v for v in jaxpr.outvars if not isinstance(v, Literal) and id(v) not in held}
     return sum(nbytes(v.aval) for v in kept.values())
+
+
+def recomputed_bytes(loss: Callable, params: Any, *rest: Any) -> int:
+    """Saved residuals of the largest rematerialised part of ``loss``: held while the backward pass is inside it."""
+
+    def largest(jaxpr: Any) -> int:
+        sizes = [0]
+        for equation in _open(jaxpr).eqns:
+            inner = next(_inner(equation.params), None)
+            if inner is None:
+                continue
+            sizes.append(largest(inner))
+            if equation.primitive.name in ("checkpoint", "remat", "remat2"):
+                body = jaxpr_as_fun(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()))
+                shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in _open(inner).invars]
+                wide = [jax.numpy.issubdtype(s.dtype, jax.numpy.inexact) for s in shapes]
+
+                def total(floats: list, others: list, body: Any = body, wide: list = wide) -> Any:
+                    floats, others = iter(floats), iter(others)
+                    out = body(*[next(floats if w else others) for w in wide])
+                    return sum(x.astype(jax.numpy.float32).sum() for x in out)
+
+                floats = [s for s, w in zip(shapes, wide) if w]
+                sizes.append(activation_bytes(total, floats, [s for s, w in zip(shapes, wide) if not w]))
+        return max(sizes)
+
+    return largest(jax.make_jaxpr(loss)(params, *rest))
 
 
 # ------------------------------------------------------------------------------------------- collectives, from HLO

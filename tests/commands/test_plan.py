@@ -72,6 +72,8 @@ def test_activations_of_an_mlp():
     assert cost.activation_bytes(loss, params, x) == 4 * 11 * 2 * (7 + 9)
     remat = lambda p, x: loss(p, x, jax.checkpoint)
     assert cost.activation_bytes(remat, params, x) == 4 * 11 * (2 * 7 + 9)
+    assert cost.recomputed_bytes(remat, params, x) == 4 * 11 * 2 * 9  # the block's own two, while it is recomputed
+    assert cost.recomputed_bytes(loss, params, x) == 0
 
 
 @pytest.fixture(scope="module", params=["dp", "fsdp"])
