@@ -75,9 +75,12 @@ def run_problem(config: ConfigDict) -> Problem:
         return reference(z, labels(index) if made.num_classes else None, scale).ends
 
     images = len(made.shape) == 3
+    # what the samples depend on: a field added to another section must not discard finished parts
+    kept = {name: made.config[name].to_dict() for name in ("process", "network", "guidance")}
+    kept["target"], kept["sigma_data"] = made.config.objective.target, made.config.objective.sigma_data
     return Problem(
         name=f"run {pathlib.Path(config.workdir).name}",
-        identity=f"{draw.fingerprint(params)} {made.config.to_json()} {config.guidance} {config.reference_steps}",
+        identity=f"{draw.fingerprint(params)} {kept} {config.guidance} {config.reference_steps}",
         process=made.process,
         shape=made.shape,
         denoiser=denoiser,

@@ -283,7 +283,10 @@ def _failures(result: Result) -> list[str]:
 def _plot(
     result: Result, found: Sequence[Summary], rows: list, metric: str, scale: float | None, path: pathlib.Path
 ) -> None:
-    """One panel a grid: every solver in grey, the best variant of each of the best methods in colour with its 95 % band."""
+    """One panel a grid: every solver in grey, the best variant of each of the best methods in colour with its 95 % band.
+
+    Dotted: the sliced W2 of exact draws.
+    """
     shown: dict[str, str] = {}
     names = {cell.solver.label: cell.solver.name for cell in result.cells}
     for row in rows:
@@ -325,6 +328,12 @@ def _plot(
         axes.set_visible(False)
     budgets = sorted({cell.budget for cell in result.cells})
     middle = [v for points in curves.values() for _, v, _ in points]
+    if metric == "sliced_w2":
+        for axes in panels[: len(grids)]:
+            axes.axhline(
+                result.facts["sliced_w2_floor"][str(scale)][0], color="k", linewidth=0.7, linestyle=":", zorder=2
+            )
+    panels[0].set_xlim(0.8 * budgets[0], 1.1 * budgets[-1])
     panels[0].set_xticks(budgets, [str(b) for b in budgets])
     panels[0].minorticks_off()
     low, high = min(middle), np.quantile(middle, 0.95)
