@@ -105,34 +105,38 @@ def pndm(
 
     ``order=4`` is F-PNDM: three fourth-order Runge-Kutta steps of four evaluations (``E_1`` at t, ``E_2``, ``E_3`` at a middle
     point, ``E_4`` at s, mean ``(E_1 + 2 E_2 + 2 E_3 + E_4)/6``), N + 9 evaluations; ``order=2`` is S-PNDM: one Heun step
-    (``(E_1 + E_2)/2``), N + 1 evaluations. E_1 of each step is the history. ``warmup="ramp"``: no Runge-Kutta (:func:`ipndm`).
+    (``(E_1 + E_2)/2``), N + 1 evaluations. E_1 of each step is the history. ``warmup="heun"``: one such Heun step, then
+    Adams steps of rising order up to ``order``, N + 1 evaluations (the public PLMS, with "public"). ``warmup="ramp"``: no
+    Runge-Kutta (:func:`ipndm`).
     ``variant="public"``: middle at ``(t + s)/2`` and the weights of equal steps, second order; "rho" (default): middle at
     the mean of rho and the weights of the actual increments, of full order. Runge-Kutta steps need points between the grid's;
     from alpha = 0 and to sigma = 0 the steps are first-order (Adams steps reach sigma = 0 with "never").
     """
     grid = as_grid(process, grid)
     check_choice("order", order, (2, 4))
-    check_choice("warmup", warmup, ("rk", "ramp"))
+    check_choice("warmup", warmup, ("rk", "heun", "ramp"))
     check_choice("variant", variant, ("rho", "public"))
     check_tail(lower_order_final)
     if warmup == "ramp":
         return ipndm(process, grid, order=order, variant=variant, lower_order_final=lower_order_final)
-    if order == 4:
-        require_path(grid, "pndm(order=4)", "points between the grid's (warmup='ramp' needs none)")
+    heun = order == 2 or warmup == "heun"
+    if not heun:
+        require_path(grid, "pndm(order=4)", "points between the grid's (warmup='heun' and 'ramp' need none)")
+    needed = 2 if heun else order  # predictions from which Adams steps start
     variable = "rho" if variant == "rho" else "index"
     tape = Tape(process, grid[0])
     history: list[Node] = []
     for i in range(len(grid)):
         at, to, base = grid[i], grid[i + 1], tape.state
         p = allowed_order(grid, i, order, lower_order_final, reaches_zero=True)
-        if at.alpha == 0 or (to.sigma == 0 and (p == 1 or len(history) < order - 1)):
+        if at.alpha == 0 or (to.sigma == 0 and (p == 1 or len(history) < needed - 1)):
             tape.move(jump(at, to, base, tape.evaluate(at, DATA)))
             continue
         first = tape.evaluate(at, NOISE)
         history = [Node(at, first), *history][:order]
-        if len(history) == order:
+        if len(history) >= needed:
             tape.move(adams_step(process, at, to, base, history[:p], variable))
-        elif order == 2:
+        elif heun:
             tape.move(transfer(at, to, base, first), out=False)
             tape.move(transfer(at, to, base, 0.5 * first + 0.5 * tape.evaluate(to, NOISE)))
         else:
