@@ -20,7 +20,7 @@ class Chip:
         link: bytes/s one way between neighbours of the fast network (half the published two-way figure).
         domain: chips that share it; a group larger than this is bound by ``outer``.
         outer: bytes/s one way and chip between domains.
-        source: where the figures stand.
+        source: where the figures come from, and which of them nobody has checked.
     """
 
     name: str
@@ -33,14 +33,23 @@ class Chip:
     source: str
 
 
-NVIDIA = "NVIDIA H100/H200 data sheets, dense (half of the sparse figures); DGX: one 400 Gb/s port a GPU"
+NVIDIA = "data-sheet figures as quoted by secondary pages, dense; one 400 Gb/s port a GPU assumed"
 CHIPS = (
     Chip("H100 SXM", 989.4e12, 494.7e12, 80e9, 450e9, 8, 50e9, NVIDIA),
     Chip("H200 SXM", 989.4e12, 494.7e12, 141e9, 450e9, 8, 50e9, NVIDIA),
-    # ICI as published two-way, 400 / 1200 / 800 GB/s a chip; DCN between pods 50 Gb/s a chip where stated (v5p), 25 assumed
-    Chip("TPU v5e", 197e12, 197e12, 16 * 2**30, 200e9, 256, 3.1e9, "cloud.google.com/tpu/docs/v5e"),
-    Chip("TPU v5p", 459e12, 459e12, 95 * 2**30, 600e9, 8960, 6.2e9, "cloud.google.com/tpu/docs/v5p"),
-    Chip("TPU v6e", 918e12, 918e12, 32 * 2**30, 400e9, 256, 12.5e9, "cloud.google.com/tpu/docs/v6e"),
+    # ICI two-way 400 / 1200 / 800 GB/s a chip; DCN between pods 50 Gb/s a chip (v5p), assumed for the others
+    Chip("TPU v5e", 197e12, 197e12, 16 * 2**30, 200e9, 256, 3.1e9, "Cloud TPU v5e page; DCN assumed"),
+    Chip("TPU v5p", 459e12, 459e12, 95 * 2**30, 600e9, 8960, 6.2e9, "Cloud TPU v5p page"),
+    Chip(
+        "TPU v6e",
+        918e12,
+        918e12,
+        32 * 2**30,
+        400e9,
+        256,
+        12.5e9,
+        "Cloud TPU v6e figures from memory, unverified; DCN assumed",
+    ),
 )
 
 
