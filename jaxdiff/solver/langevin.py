@@ -52,7 +52,7 @@ class _Corrector:
         for i in range(self.count):
             told, _ = prediction.evaluate(self.d, (), y_next, query)
             score = -told.noise / jnp.where(noisy, sigma, 1)
-            own = jax.vmap(lambda k: jax.random.fold_in(k, STREAM + np.uint32(i)))(keys)
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, STREAM + np.uint32(i))
             z = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:], y.dtype))(own)
             moved = langevin_step(y_next, score, z, snr=self.snr, scale=scale)
             y_next = jnp.where(noisy, moved, y_next)
