@@ -8,22 +8,22 @@ import importlib
 
 __version__ = "0.1.0"
 
-_ROOMS = (
-    "network",
-    "metric",
-    "process",
-    "prediction",
-    "exact",
-    "solver",
-    "objective",
-    "guidance",
-    "data",
-    "train",
-    "eval",
+__all__ = [
+    "__version__",
     "config",
-)
-
-__all__ = ["__version__", *_ROOMS]
+    "data",
+    "eval",
+    "exact",
+    "guidance",
+    "metric",
+    "network",
+    "objective",
+    "prediction",
+    "process",
+    "solver",
+    "train",
+]
+_ROOMS = tuple(name for name in __all__ if name != "__version__")
 
 
 def __getattr__(name: str):

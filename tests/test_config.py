@@ -50,7 +50,13 @@ def test_config_files_check(file):
 
 def test_overrides_take_the_field_type():
     config = config_lib.default()
-    given = {"solver.steps": "8", "process.name": "vp", "process.beta_max": "15", "data.flip": "true", "ema.decay": "0"}
+    given = {
+        "solver.steps": "8",
+        "process.name": "vp",
+        "process.beta_max": "15",
+        "data.flip": "true",
+        "ema.decay": "0",
+    }
     config_lib.check(config_lib.apply_overrides(config, given))
     assert (config.solver.steps, config.process.beta_max, config.data.flip, config.ema.decay) == (8, 15, True, 0)
 
@@ -124,7 +130,9 @@ def test_core_rooms_import_no_extras():
 
 
 def test_process_and_solver_need_no_flax():
-    code = "import sys, jaxdiff as jd; jd.process; jd.prediction; jd.solver; jd.exact; assert 'flax' not in sys.modules"
+    code = (
+        "import sys, jaxdiff as jd; jd.process; jd.prediction; jd.solver; jd.exact; assert 'flax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -233,7 +233,8 @@ def make_plan(
         ),
         state.params,
     )
-    ctx = Ctx(step=jax.ShapeDtypeStruct((), jnp.int32), players=params, ema={}, teacher=None, extra=None)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    ctx = Ctx(step=count, players=params, ema={}, teacher=None, extra=None)
     plain_key = jax.ShapeDtypeStruct(kind.shape, kind.dtype)
 
     def saved(count: int) -> int:

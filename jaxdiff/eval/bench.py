@@ -15,7 +15,7 @@ import math
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Compiles:
 
     def __enter__(self) -> Compiles:
         self.count, self.seconds = 0, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._heard)  # type: ignore[arg-type]
         return self
 
     def _heard(self, event: str, duration: float, **_: Any) -> None:
@@ -78,7 +78,7 @@ class Compiles:
             self.count, self.seconds = self.count + 1, self.seconds + duration
 
     def __exit__(self, *_: Any) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._heard)
+        jax.monitoring.unregister_event_duration_listener(self._heard)  # type: ignore[arg-type]
 
 
 def benchmark(
@@ -126,11 +126,11 @@ def benchmark(
     place: list[tuple[int, int] | None] = [None] * len(cells)
     stacks = []
     for b, group in enumerate(groups):
-        stacks.append(stack([cells[i].table for i in group]))
+        stacks.append(stack([cast(Table, cells[i].table) for i in group]))
         for position, i in enumerate(group):
             place[i] = (b, position)
     truth = _Truth(problem, samples, projections, reference_samples)
-    known = _program._cache_size()
+    known = _program._cache_size()  # type: ignore[attr-defined]
     rows: list[dict[str, Any]] = []
     references: dict[str, float] = {}
     floors: dict[str, Any] = {}
@@ -161,7 +161,7 @@ def benchmark(
                     unfinished.write_text(json.dumps({"rows": found, "references": references, "floors": floors}))
                     unfinished.rename(part)
             rows += [{**row, "cell": group[row["position"]]} for row in found]
-        programs = _program._cache_size() - known
+        programs = _program._cache_size() - known  # type: ignore[attr-defined]
         seconds = _time_alone(problem, cells, batch, scales[0]) if timing else {}
     for row in rows:
         row.pop("position", None)
@@ -261,7 +261,7 @@ def _run(
             bar.update(1)
         ends = np.concatenate(pieces, 1)
         for position in range(first, min(first + size, len(group))):
-            exact = None if stochastic(cells[group[position]].table) else reference.ends
+            exact = None if stochastic(cast(Table, cells[group[position]].table)) else reference.ends
             row = {"position": position, "seed": seed, "scale": scale}
             out.append(row | measure(ends[position - first], yard, exact))
     return out
@@ -304,7 +304,7 @@ COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start
 
 def stack_arrays(stacks: Sequence[Table]) -> dict[str, np.ndarray]:
     """Every column of every bucket's stack as ``{"bucket/column": (T, ...)}``, for ``np.savez``."""
-    out = {}
+    out: dict = {}
     for b, tables in enumerate(stacks):
         columns = {name: getattr(tables.blocks, name) for name in COLUMNS}
         columns |= {"tau": tables.tau, "time": tables.time, "out": tables.out, "live": tables.live, "r": tables.r}

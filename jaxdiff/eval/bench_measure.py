@@ -94,5 +94,5 @@ def measure(ends: np.ndarray, yard: Yardstick, exact: np.ndarray | None) -> dict
         np.linalg.norm(found.covariance - yard.covariance) / np.linalg.norm(yard.covariance)
     )
     if yard.network is not None:
-        row["frechet"] = frechet_from_moments(moments(extract(yard.network, ends).features), yard.features)
+        row["frechet"] = frechet_from_moments(moments(extract(yard.network, ends).features), yard.features)  # type: ignore[arg-type]
     return row

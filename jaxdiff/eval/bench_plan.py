@@ -47,7 +47,7 @@ def choices(kind: str, given: Sequence[Any]) -> list[Choice]:
     "all" stands for every registered name with its default options. Raises ValueError naming the entry for names and options
     that do not exist, and for an entry given twice.
     """
-    registry = {"solver": SOLVERS, "grid": GRIDS}[kind]
+    registry: dict[str, Any] = {"solver": SOLVERS, "grid": GRIDS}[kind]
     out: list[Choice] = []
     for entry in given:
         name, options = (entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1]))

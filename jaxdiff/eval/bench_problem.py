@@ -150,14 +150,15 @@ def mixture_problem(
     """
     dimension = int(world.dimension)
     plain = exact.denoiser(world, process)
-    classes = np.unique(np.asarray(world.labels)) if labels else None
+    classes: Any = np.unique(np.asarray(world.labels)) if labels else None
 
     def denoiser(scale: float | None) -> Any:
         if scale is None:
             return plain
         if classes is None:
             raise ValueError(f"guidance_scales: {scale} given, but the world is used without labels")
-        return guidance.GUIDANCES[guidance_name](plain, scale, null=jnp.int32(-1))
+        make: Any = guidance.GUIDANCES[guidance_name]
+        return make(plain, scale, null=jnp.int32(-1))
 
     def label(index: np.ndarray) -> np.ndarray:
         return classes[np.asarray(index) % len(classes)].astype(np.int32)
@@ -171,7 +172,7 @@ def mixture_problem(
         index = np.arange(count)
         return reference(np.asarray(starts(process, seed, index, (dimension,))), label(index), scale).ends
 
-    exact_moments = None if classes is not None else tuple(np.asarray(m, np.float64) for m in world.moments())
+    exact_moments: Any = None if classes is not None else tuple(np.asarray(m, np.float64) for m in world.moments())
     return Problem(
         name="mixture",
         identity=f"{process!r} {_digest(world)} labels={labels} {guidance_name} steps={steps} seed={seed}",

@@ -96,7 +96,7 @@ def write(result: Result, out: Any, *, config: dict[str, Any] | None = None, tit
     _file(folder / "results.csv", _csv(result).encode())
     _file(folder / "results.json", json.dumps(_json(result, config)).encode())
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **stack_arrays(result.stacks))
+    np.savez_compressed(buffer, **stack_arrays(result.stacks))  # type: ignore[arg-type]
     _file(folder / "tables.npz", buffer.getvalue())
     pictures = []
     scales = sorted({row["scale"] for row in result.rows}, key=lambda w: -np.inf if w is None else w)
@@ -132,7 +132,7 @@ def _csv(result: Result) -> str:
         by_cell.setdefault(row["cell"], []).append(row)
     for i, cell in enumerate(result.cells):
         kind = "" if cell.table is None else "stochastic" if stochastic(cell.table) else "deterministic"
-        own = [cell.solver.name, _options(cell.solver), cell.grid.name, _options(cell.grid)]
+        own: list[Any] = [cell.solver.name, _options(cell.solver), cell.grid.name, _options(cell.grid)]
         own += [cell.budget, cell.steps, cell.nfe, kind]
         for row in by_cell.get(i, [{}]):
             reason = cell.reason or (
@@ -164,8 +164,8 @@ def _json(result: Result, config: dict[str, Any] | None) -> dict[str, Any]:
         name = f"{cell.grid.label}/{cell.steps}"
         if name not in grids:
             grids[name] = {c: getattr(cell.points, c).tolist() for c in ("time", "alpha", "sigma")}
-            grids[name]["on_path"] = cell.points.on_path
-        bucket, position = result.bucket[i]
+            grids[name]["on_path"] = cell.points.on_path  # type: ignore[union-attr]
+        bucket, position = result.bucket[i]  # type: ignore[misc]
         place = {"bucket": bucket, "position": position, "points": name}
         cells.append(one | {"steps": cell.steps, "nfe": cell.nfe, "stochastic": stochastic(cell.table)} | place)
     rows = []

@@ -153,7 +153,8 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
         return moved, (z, residual)
 
     rows = rows_of(table, key)
-    _, (noise, residual) = jax.lax.scan(step, begin(table, d, start, key, index), (rows, later))
+    found: tuple[Any, Any] = jax.lax.scan(step, begin(table, d, start, key, index), (rows, later))[1]
+    noise, residual = found
     return Encoding(start, noise, residual)
 
 

@@ -233,7 +233,8 @@ def fit(
     @jax.jit
     def descend(parameters: dict, key: jax.Array) -> tuple:
         carry = (parameters, optimiser.init(parameters), parameters, jnp.asarray(jnp.inf))
-        (_, _, best, least), losses = jax.lax.scan(step, carry, jax.random.split(key, steps))
+        end, losses = jax.lax.scan(step, carry, jax.random.split(key, steps))  # type: ignore[var-annotated]
+        _, _, best, least = end
         return best, least, losses
 
     first = jax.tree.map(lambda v: jnp.asarray(v), tables.start)
@@ -298,7 +299,7 @@ def save(path: str | os.PathLike, table: Table, **about: Any) -> None:
     arrays = {f"block.{n}": getattr(block, n) for n in _COLUMNS} | {n: getattr(table, n) for n in _TABLE}
     meta = {"format": 1, "law": block.law.name, "mode": table.mode, "about": about}
     kept = {name: np.asarray(v) for name, v in arrays.items() if v is not None}
-    np.savez(path, json=np.array(json.dumps(meta)), **kept)
+    np.savez(path, json=np.array(json.dumps(meta)), **kept)  # type: ignore[arg-type]
 
 
 def load(path: str | os.PathLike) -> tuple[Table, dict]:

@@ -114,7 +114,7 @@ def _read_whole(path: epath.Path, places: Mapping[str, jax.ShapeDtypeStruct | No
     for name, where in places.items():
         if where is not None:
             host = arrays[name]
-            arrays[name] = jax.make_array_from_callback(where.shape, where.sharding, lambda part, h=host: h[part])
+            arrays[name] = jax.make_array_from_callback(where.shape, where.sharding, lambda part, h=host: h[part])  # type: ignore[misc]
     return arrays
 
 

@@ -125,8 +125,8 @@ def recomputed_bytes(loss: Callable, params: Any, *rest: Any) -> int:
                 wide = [jax.numpy.issubdtype(s.dtype, jax.numpy.inexact) for s in shapes]
 
                 def total(floats: list, others: list, body: Any = body, wide: list = wide) -> Any:
-                    floats, others = iter(floats), iter(others)
-                    out = body(*[next(floats if w else others) for w in wide])
+                    real, rest = iter(floats), iter(others)
+                    out = body(*[next(real if w else rest) for w in wide])
                     return sum(x.astype(jax.numpy.float32).sum() for x in out)
 
                 floats = [s for s, w in zip(shapes, wide) if w]
