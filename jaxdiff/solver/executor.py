@@ -18,7 +18,6 @@ import numpy as np
 
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
-from jaxdiff.solver.streams import fold_each
 from jaxdiff.solver.table import Table, blocks_of, device, is_block
 
 __all__ = ["Hooks", "Row", "State", "advance", "begin", "hooks", "rows_of", "run", "sample", "sample_keys"]
@@ -114,7 +113,7 @@ def rows_of(table: Table, key: jax.Array | None = None) -> Row:
 
 def sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     """One typed key a sample, from a key and the global sample indices (B,)."""
-    return fold_each(key, index)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def _draw(table: Table, keys: Any, x: Any) -> Any:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["AffineBlock", "Table", "device", "stack"]
@@ -119,8 +118,7 @@ def device(table: Table, *, hooks: bool = True) -> Table:
     leaves, structure = jax.tree_util.tree_flatten(slim)
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):
         with jax.ensure_compile_time_eval():
-            arrays = [jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-        slim = jax.tree_util.tree_unflatten(structure, arrays)
+            slim = jax.tree_util.tree_unflatten(structure, jax.device_put(leaves))  # all leaves in one transfer
     elif hooks or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return slim  # nothing to convert; a tracer must not outlive its trace in a memo
     return _DEVICE.setdefault(table, {}).setdefault(kind, slim)
