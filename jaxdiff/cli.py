@@ -157,9 +157,9 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         print(export.run(args.workdir, args.out, overrides))
     elif args.command == "plan":
         config = config_lib.check(config_lib.apply_overrides(config_lib.load(args.config), overrides))
-        from jaxdiff.commands import plan
+        from jaxdiff.commands.plan import run as run_plan
 
-        return plan.run(
+        return run_plan(
             config, args.mesh, shape=args.shape, classes=args.classes, mfu=args.mfu, compiled=not args.no_compile
         )
     else:

@@ -242,6 +242,8 @@ def train(
     beat(step)
     waiting: collections.deque = collections.deque()
     batches = pipeline.stream(start, steps)
+    first_traced, last_traced = profile or (0, 0)  # steps count from 1
+    traces = pathlib.Path(workdir or ".") / "profile"
     try:
         with Preemption() as preemption:
             while step < steps and not stopped:
@@ -251,9 +253,9 @@ def train(
                 except StopIteration:
                     raise RuntimeError(f"the data pipeline ended at step {step}, {steps} were asked") from None
                 clock.waited(time.perf_counter() - before)
-                if profile and chief and not tracing and profile[0] <= step + 1 <= profile[1]:
+                if chief and not tracing and first_traced <= step + 1 <= last_traced:
                     jax.block_until_ready(state)
-                    jax.profiler.start_trace(os.fspath(pathlib.Path(workdir) / "profile"))
+                    jax.profiler.start_trace(os.fspath(traces))
                     tracing = True
                 with jax.transfer_guard("disallow"):
                     batch = put_batch(batch, mesh)
@@ -275,11 +277,12 @@ def train(
                 if progress:
                     progress.update(step)
 
-                if tracing and (step == profile[1] or step == steps):
+                if tracing and (step == last_traced or step == steps):
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
                     tracing = False
-                    progress.say(f"traced steps up to {step} into {pathlib.Path(workdir) / 'profile'}")
+                    if progress:
+                        progress.say(f"traced steps up to {step} into {traces}")
 
                 # a pause of the device's work from here on is no step time either
                 stopped = preemption.requested(step)
