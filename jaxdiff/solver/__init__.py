@@ -5,9 +5,10 @@ compiled entry, ``run`` the pure one; ``stack`` puts tables of many solvers into
 ``unroll`` prove things about a table without a network.
 """
 
-from jaxdiff.solver import grid, learn, weights
-from jaxdiff.solver.adaptive import Adapted, adaptive_ode
-from jaxdiff.solver.adjoint import checkpointed
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxdiff.solver import grid, weights
 from jaxdiff.solver.algebra import Check, Dense, check, unroll
 from jaxdiff.solver.conjugate import conjugate
 from jaxdiff.solver.deis import deis, f_pndm, ipndm, lms, pndm
@@ -17,7 +18,6 @@ from jaxdiff.solver.er_sde import PHIS, er_sde
 from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run, sample, sample_keys
 from jaxdiff.solver.exp_rk import exp_rk
 from jaxdiff.solver.grid import GRIDS, Grid
-from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
 from jaxdiff.solver.kernel import row_logprob, row_mean
 from jaxdiff.solver.momentum import ghvb, heavy_ball
 from jaxdiff.solver.onestep import ancestral, ddim, euler
@@ -30,7 +30,31 @@ from jaxdiff.solver.sde_dpm import dpm_solver_pp_sde
 from jaxdiff.solver.table import AffineBlock, Table, device, stack
 from jaxdiff.solver.teleport import Moments, data_moments, teleport, teleport_sample
 from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
-from jaxdiff.solver.weak import gaussian_law, weak_order
+
+if TYPE_CHECKING:
+    from jaxdiff.solver import learn
+    from jaxdiff.solver.adaptive import Adapted, adaptive_ode
+    from jaxdiff.solver.adjoint import checkpointed
+    from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
+    from jaxdiff.solver.weak import gaussian_law, weak_order
+
+# tools beside the solvers, loaded when first used
+_LAZY = {
+    **dict.fromkeys(("Adapted", "adaptive_ode"), "adaptive"),
+    **dict.fromkeys(("checkpointed",), "adjoint"),
+    **dict.fromkeys(("Encoding", "ddim_invert", "decode_noise", "direct", "encode_noise", "fixed_point"), "invert"),
+    **dict.fromkeys(("gaussian_law", "weak_order"), "weak"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a tool the first time it is touched."""
+    if name == "learn":
+        return importlib.import_module("jaxdiff.solver.learn")
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"jaxdiff.solver.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'jaxdiff.solver' has no attribute {name!r}")
+
 
 __all__ = [
     "Adapted",
