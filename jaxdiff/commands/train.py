@@ -37,11 +37,12 @@ FREE = (
 )
 
 
-def open_workdir(path: str, config: ConfigDict, change: bool = False) -> epath.Path:
-    """The working directory, made if missing, holding ``config`` as config.json.
+def open_workdir(path: str, config: ConfigDict, hold: contextlib.ExitStack, change: bool = False) -> epath.Path:
+    """The working directory, made if missing, locked in ``hold``, holding ``config`` as config.json.
 
     Raises ConfigError when it cannot be written, holds something else, or holds another config: the differences are
-    shown, and ``change=True`` accepts them. Nothing is written before all checks have passed.
+    shown, and ``change=True`` accepts them. Nothing is written before all checks have passed, the config not before the
+    lock is held: a second run must not change what a live one reads.
     """
     workdir = epath.Path(path)
     stored = workdir / "config.json"
@@ -54,12 +55,13 @@ def open_workdir(path: str, config: ConfigDict, change: bool = False) -> epath.P
                 f"workdir: {path} holds another config ({'; '.join(map(str, lines))}); give another --workdir, or "
                 "--allow-config-change to continue this run with the new values"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(entry.name != ".lock" for entry in workdir.iterdir()):
         raise ConfigError(
             f"workdir: {path} is not empty and holds no config.json; give a new or an earlier run's folder"
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        hold.enter_context(WorkdirLock(workdir))
         config_lib.store(config, stored)
     except OSError as error:
         raise ConfigError(f"workdir: cannot write to {path} ({error.strerror or error})") from None
@@ -143,8 +145,7 @@ def _claim(path: str, config: ConfigDict, change: bool) -> Iterator[epath.Path]:
         workdir = epath.Path(path)
         if jax.process_index() == 0:
             try:
-                workdir = open_workdir(path, config, change)
-                stack.enter_context(WorkdirLock(workdir))
+                workdir = open_workdir(path, config, stack, change)
             except Exception as error:
                 trouble = error
         refused = distributed.agree(int(trouble is not None))

@@ -12,6 +12,7 @@ import pytest
 
 from jaxdiff import cli
 from jaxdiff.train.checkpoint import Checkpointer
+from jaxdiff.train.lock import WorkdirLock
 
 CONFIG = """
 from jaxdiff.config import default
@@ -135,6 +136,15 @@ def test_another_config_is_refused_with_the_difference(config_file, finished, ca
     argv = ["train", "--config", config_file, "--workdir", str(finished), "--config.optimiser.learning_rate=0.5"]
     message = one_line(capsys, *argv)
     assert "optimiser.learning_rate" in message and "0.001" in message and "0.5" in message
+    assert (finished / "config.json").read_text() == stored
+
+
+def test_second_run_changes_nothing_of_a_live_one(config_file, finished, capsys):
+    stored = (finished / "config.json").read_text()
+    with WorkdirLock(finished):
+        argv = ["train", "--config", config_file, "--workdir", str(finished), "--allow-config-change"]
+        message = one_line(capsys, *argv, "--config.optimiser.learning_rate=0.5")
+    assert "in use" in message
     assert (finished / "config.json").read_text() == stored
 
 
