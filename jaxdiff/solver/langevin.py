@@ -63,7 +63,8 @@ def corrector(table: Table, d: Any, *, snr: float = 0.16, count: int = 1) -> Hoo
     """Hooks that follow every grid row of ``table`` by ``count`` Langevin steps: predictor-corrector (2011.13456).
 
     ``run(table, d, x, key, hooks=corrector(table, d))``; each step costs one more evaluation a row. ``snr``: 0.16 for VE on
-    CIFAR in the paper. Meant for states of many coordinates: in one or two, a small score norm makes huge steps. The step is scaled by ``(alpha_s/alpha_next)^2``, 1 - beta on discrete VP and 1 on VE. Norms are each
+    CIFAR in the paper. Meant for states of many coordinates: in one or two, a small score norm makes huge
+    steps. The step is scaled by ``(alpha_s/alpha_next)^2``, 1 - beta on discrete VP and 1 on VE. Norms are each
     sample's own (the public code averages them over the batch). Raises ValueError for stateful denoisers and for snr or
     count out of range.
     """
