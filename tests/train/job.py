@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxdiff.train.checkpoint import Checkpointer
+from jaxdiff.train.checkpoint_files import read_record
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -97,3 +98,14 @@ def digests(workdir):
         step = reader.latest_verified_step()
         ema = reader.restore_ema(step).state
         return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(ema)}
+
+
+def whole_state(workdir):
+    """Step of the newest checkpoint and the digest of every leaf of its state: parameters, optimiser, averages, counters.
+
+    The data position is a function of ``state/step``. What is on disk is read and compared with these digests first.
+    """
+    with Checkpointer(workdir / "checkpoints", read_only=True) as reader:
+        step = reader.latest_verified_step()
+    leaves = read_record(workdir / "checkpoints" / str(step)).leaves
+    return step, {f"{item}/{name}": leaf.digest for item, table in leaves.items() for name, leaf in table.items()}
