@@ -32,7 +32,7 @@ from jaxdiff.solver.teleport import Moments, data_moments, teleport, teleport_sa
 from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
 
 if TYPE_CHECKING:
-    from jaxdiff.solver import learn
+    from jaxdiff.solver import learn, search
     from jaxdiff.solver.adaptive import Adapted, adaptive_ode
     from jaxdiff.solver.adjoint import checkpointed
     from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
@@ -49,8 +49,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     """Load a tool the first time it is touched."""
-    if name == "learn":
-        return importlib.import_module("jaxdiff.solver.learn")
+    if name in ("learn", "search"):
+        return importlib.import_module(f"jaxdiff.solver.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(f"jaxdiff.solver.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'jaxdiff.solver' has no attribute {name!r}")
@@ -125,6 +125,7 @@ __all__ = [
     "sa_solver",
     "sample",
     "sample_keys",
+    "search",
     "stack",
     "teleport",
     "teleport_sample",
