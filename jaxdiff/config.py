@@ -108,6 +108,7 @@ FIELDS: dict[str, Field] = {
     "objective.label_drop": Field(0.1, "share of labels replaced by the null label, for guidance; 0..1"),
     "objective.coupling": Field("independent", "how noise is paired with data", ("independent", "ot")),
     "objective.coupling_group": Field(64, "examples (consecutive global indices) paired together by ot"),
+    "objective.coupling_options": Field({}, "options of ot, e.g. method (exact, sinkhorn, ott) and epsilon"),
     "objective.sigma_data": Field(0.5, "standard deviation of the data, for the edm target and weighting"),
     "optimiser.name": Field("adamw", "optax optimiser", tuple(NAMES["optimiser"])),
     "optimiser.learning_rate": Field(1e-3, "peak learning rate"),
@@ -299,6 +300,17 @@ def check(config: ConfigDict) -> ConfigDict:
                         f"config.{section}.{name}: {config[section].name!r} has no such option{near(name, allowed)}; "
                         f"allowed: {', '.join(allowed) or 'none'}"
                     )
+    for path, (chooser, place) in OPTION_DICTS.items():
+        section, _, name = path.partition(".")
+        if config[section][name]:
+            choice = config[section][chooser]
+            allowed = option_names_of(_entry(place, choice), path)
+            for option in config[section][name]:
+                if option not in allowed:
+                    raise ConfigError(
+                        f"config.{path}: {choice!r} has no option {option!r}{near(option, allowed)}; "
+                        f"allowed: {', '.join(allowed) or 'none'}"
+                    )
     if not 0 <= config.objective.label_drop <= 1:
         raise ConfigError(f"config.objective.label_drop: {config.objective.label_drop} given; need 0..1")
     return config
@@ -318,6 +330,14 @@ LEAST = {
     "eval.subsets": 1,
 }
 
+# fields that hold options in a dict: which field names what they are options of, and the registry of those names
+OPTION_DICTS = {
+    "objective.time_options": ("time", "jaxdiff.objective.time:TIMES"),
+    "objective.weighting_options": ("weighting", "jaxdiff.objective.weighting:WEIGHTINGS"),
+    "objective.coupling_options": ("coupling", "jaxdiff.objective.coupling:COUPLINGS"),
+    "solver.grid_options": ("grid", "jaxdiff.solver.grid:GRIDS"),
+}
+
 # parameters that builders fill in themselves
 _FILLED = {
     "process": {"noise", "t_max"},
@@ -325,7 +345,14 @@ _FILLED = {
     "solver": {"process", "grid", "stochastic"},
     "guidance": {"d", "cond", "null", "scale"},
     "optimiser": {"rate"},
+    "objective.coupling_options": {"group"},
+    "solver.grid_options": {"process", "steps"},
 }
+
+
+def _entry(place: str, name: str) -> Callable:
+    module, _, registry = place.partition(":")
+    return getattr(importlib.import_module(module), registry)[name]
 
 
 def option_names(kind: str, name: str) -> list[str]:
@@ -346,7 +373,7 @@ def option_names_of(function: Any, kind: str) -> list[str]:
     return [
         p.name
         for p in inspect.signature(function).parameters.values()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in _FILLED[kind]
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in _FILLED.get(kind, ())
     ]
 
 

@@ -48,6 +48,24 @@ def test_config_files_check(file):
     config_lib.check(config_lib.load(str(file)))
 
 
+def test_mnist_has_two_sizes():
+    file = str(ROOT / "configs/mnist.py")
+    cpu, gpu = (config_lib.check(config_lib.load(f"{file}:{machine}")) for machine in ("cpu", "gpu"))
+    assert cpu.train.steps * cpu.data.batch_size < gpu.train.steps * gpu.data.batch_size
+    assert (cpu.data.name, cpu.objective.to_dict()) == (gpu.data.name, gpu.objective.to_dict())
+    with pytest.raises(config_lib.ConfigError, match=r"mnist\.py:tpu given; allowed after the colon: cpu, gpu"):
+        config_lib.load(f"{file}:tpu")
+
+
+def test_options_in_dicts_reach_what_they_are_for():
+    from jaxdiff.commands import assemble
+
+    given = {"network.name": "mlp", "objective.coupling": "ot", "objective.coupling_options": "{'method': 'sinkhrn'}"}
+    config = config_lib.check(config_lib.apply_overrides(config_lib.default(), given))
+    with pytest.raises(ValueError, match=r"method: 'sinkhrn' is unknown; .*did you mean 'sinkhorn'"):
+        assemble.game(assemble.setup(config, assemble.dataset(config, "train")))
+
+
 def test_overrides_take_the_field_type():
     config = config_lib.default()
     given = {
@@ -79,6 +97,11 @@ BAD = [
     ({"process.beta_max": "3"}, "'linear' has no such option", None),
     ({"objective.target": "epsilon"}, "allowed: data, noise, vpred", None),
     ({"objective.label_drop": "1.5"}, "need 0..1", None),
+    ({"objective.time": "logit_normal", "objective.time_options": "{'men': 1}"}, "did you mean 'mean'", None),
+    ({"objective.time_options": "{'mean': 1}"}, "'uniform' has no option 'mean'; allowed: none", None),
+    ({"objective.weighting": "min_snr", "objective.weighting_options": "{'gama': 1}"}, "did you mean 'gamma'", None),
+    ({"objective.coupling": "ot", "objective.coupling_options": "{'group': 4}"}, "allowed: method, per_class", None),
+    ({"solver.grid": "edm_rho", "solver.grid_options": "{'roh': 3}"}, "did you mean 'rho'", None),
 ]
 
 

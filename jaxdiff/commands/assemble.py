@@ -88,7 +88,7 @@ def game(made: Setup) -> dict[str, Player]:
         cond_key="label" if made.num_classes else None,
         label_drop=c.label_drop,
         null_label=made.null_label,
-        coupling=minibatch_ot(c.coupling_group) if c.coupling == "ot" else None,
+        coupling=minibatch_ot(c.coupling_group, **c.coupling_options) if c.coupling == "ot" else None,
         sigma_data=c.sigma_data,
         draw=c.draw,
         data_key="x0",
