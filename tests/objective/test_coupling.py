@@ -1,6 +1,7 @@
 """Pairings: permutations inside groups, optimal ones, and the law of noise given the condition."""
 
 import importlib.util
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxdiff.objective.coupling import COUPLINGS, pairing_cost, sinkhorn_plan
 KEYS = jax.random.split(jax.random.key(0), 64)
 X0 = jax.random.normal(jax.random.key(1), (64, 2, 3)) * 1.5 + 0.4
 NOISE = jax.random.normal(jax.random.key(2), (64, 2, 3))
+needs_ott = pytest.mark.skipif(importlib.util.find_spec("ott") is None, reason="needs ott-jax: the extra `ot`")
 energy = lambda a, b: float(jnp.mean(jnp.sum((a - b) ** 2, (1, 2)) if a.ndim > 2 else (a - b) ** 2))
 
 
@@ -83,15 +85,42 @@ def test_sinkhorn_plan_has_uniform_marginals_and_the_entropic_optimum():
     np.testing.assert_allclose(wide, np.full((8, 8), 1 / 64), rtol=1e-4)
 
 
-def test_ott_agrees_or_says_what_is_missing():
-    if importlib.util.find_spec("ott") is None:
-        with pytest.raises(ModuleNotFoundError, match=r"jaxdiff\[ot\]"):
-            minibatch_ot(8, method="ott")
-        return
+def test_without_ott_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ott", None)
+    with pytest.raises(ModuleNotFoundError, match=r"jaxdiff\[ot\]") as caught:
+        minibatch_ot(8, method="ott")
+    assert "\n" not in str(caught.value)
+
+
+@needs_ott
+def test_ott_plan_is_the_sinkhorn_plan_and_tends_to_the_assignment():
     from jaxdiff.objective.coupling import _ott_plan
 
-    cost = pairing_cost(X0[:8], NOISE[:8])
-    np.testing.assert_allclose(jnp.exp(_ott_plan(cost, 0.5, 2000)), jnp.exp(sinkhorn_plan(cost, 0.5, 400)), atol=1e-3)
+    cost = pairing_cost(X0[:16], NOISE[:16])
+    i, j = scipy.optimize.linear_sum_assignment(cost)
+    best = np.asarray(cost, np.float64)[i, j].mean()
+    plans = jax.jit(lambda eps: (_ott_plan(cost, eps, 4000), sinkhorn_plan(cost, eps, 4000)))
+    found = {}
+    for fraction in (0.5, 0.02):
+        ours, theirs = (np.exp(np.asarray(p, np.float64)) for p in plans(fraction * jnp.std(cost)))
+        np.testing.assert_allclose(theirs, ours, atol=1e-5 / 16)
+        np.testing.assert_allclose(theirs.sum(0), np.full(16, 1 / 16), rtol=1e-3)
+        found[fraction] = (theirs * np.asarray(cost, np.float64)).sum() / best
+    assert abs(found[0.02] - 1) < 0.01 and abs(found[0.5] - 1) > 0.1  # the regularised plan is another one
+    np.testing.assert_array_equal(np.argmax(theirs, 1), j)
+
+
+@needs_ott
+def test_ott_coupling_pairs_inside_classes():
+    """With labels that split each group in two, every row takes a noise of its own class, near the assignment's cost."""
+    cond = jnp.arange(64) % 2
+    paired = jax.jit(minibatch_ot(16, method="ott", epsilon=0.02, iterations=1000))(KEYS, X0, NOISE, cond)
+    exact = minibatch_ot(16)(KEYS, X0, NOISE, cond)
+    origin = [int(np.flatnonzero((np.asarray(NOISE) == row).all((1, 2)))[0]) for row in np.asarray(paired)]
+    np.testing.assert_array_equal(cond[np.array(origin)], cond)
+    np.testing.assert_array_equal(np.array(origin) // 16, np.arange(64) // 16)
+    # rows are drawn one by one and may share noise, so the cost agrees up to that
+    assert abs(energy(X0, paired) / energy(X0, exact) - 1) < 0.03 < energy(X0, NOISE) / energy(X0, exact) - 1
 
 
 @pytest.mark.parametrize(
