@@ -4,7 +4,8 @@ Which job this process belongs to is read from the environment, first match wins
 
 1. ``JAX_COORDINATOR_ADDRESS`` (``host:port`` of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``: said
    outright. ``launch/two_processes.sh`` and ``launch/jobset.yaml`` (Kubernetes JobSet) set these.
-2. a SLURM step of several tasks (``srun``; ``launch/slurm.sh``): JAX reads the step's own variables.
+2. a SLURM step of several tasks (``srun``; ``launch/slurm.sh``): JAX reads the step's own variables. A task alone on
+   its node uses all GPUs of ``SLURM_GPUS_ON_NODE``, several on one node a GPU each.
 3. ``TPU_WORKER_HOSTNAMES`` with several names (GKE), or ``JAXDIFF_DISTRIBUTED=auto`` (TPU pods elsewhere,
    ``launch/tpu_pod.sh``; anything JAX can detect).
 
@@ -15,6 +16,7 @@ themselves: they cannot go on without it, and what starts them again is ``jaxdif
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +43,16 @@ def _integer(environ: Mapping[str, str], name: str, least: int) -> int:
     if value < least:
         raise ValueError(f"{name}={environ[name]!r}: allowed are integers >= {least}")
     return value
+
+
+def _whole_node(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Under SLURM jax gives each task the one GPU of its local number; a task alone on its node shall have them all."""
+    if (
+        re.fullmatch(r"1(\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+        and "SLURM_GPUS_ON_NODE" in environ
+    ):
+        return {"local_device_ids": list(range(_integer(environ, "SLURM_GPUS_ON_NODE", 1)))}
+    return {}
 
 
 def detect(environ: Mapping[str, str] | None = None) -> Job | None:
@@ -78,7 +90,7 @@ def detect(environ: Mapping[str, str] | None = None) -> Job | None:
     # inside srun only: the batch script itself is one process although it has SLURM_NTASKS
     if environ.get("SLURM_STEP_NODELIST") and environ.get("SLURM_STEP_NUM_TASKS"):
         if _integer(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
-            return Job("slurm", common | {"cluster_detection_method": "slurm"})
+            return Job("slurm", common | {"cluster_detection_method": "slurm"} | _whole_node(environ))
     if mode == "auto" or "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
         return Job("auto", common)
     return None

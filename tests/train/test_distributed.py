@@ -67,6 +67,10 @@ def test_environment():
     assert detect(EXPLICIT | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}) is None
     slurm = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
     assert detect(slurm).arguments["cluster_detection_method"] == "slurm"
+    assert "local_device_ids" not in detect(slurm).arguments
+    node = {"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    assert detect(slurm | node).arguments["local_device_ids"] == list(range(8))  # one task a node has all of it
+    assert "local_device_ids" not in detect(slurm | node | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}).arguments
     assert detect(slurm | {"SLURM_STEP_NUM_TASKS": "1"}) is None
     assert detect({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "3"}) is None  # the batch script, outside srun
     assert detect({"TPU_WORKER_HOSTNAMES": "a,b"}).found == "auto"
