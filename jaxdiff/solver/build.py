@@ -103,9 +103,12 @@ def require_gaussian(process: Process, solver: str) -> None:
 
 
 def require_path(grid: Grid, solver: str, need: str) -> None:
-    """Refuse a grid of explicit (alpha, sigma) arrays where a solver needs the path itself."""
+    """Refuse a grid of explicit (alpha, sigma) arrays off the path where a solver needs the path itself."""
     if not grid.on_path:
-        raise ValueError(f"grid: {solver} needs {need}, which explicit (alpha, sigma) arrays do not give")
+        raise ValueError(
+            f"grid: {solver} needs {need}, which explicit (alpha, sigma) arrays do not give unless, at their times, they "
+            "lie on the process's path"
+        )
 
 
 def first_order(at: Point, to: Point, std: float = 0.0) -> tuple[list[float], list[float]]:

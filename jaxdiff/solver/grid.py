@@ -128,7 +128,7 @@ def explicit(alpha: Any, sigma: Any, time: Any = None, process: Process | None =
     """A grid from other people's ``alpha``, ``sigma`` (N+1,), float64; ``time`` is what the network is told.
 
     Without ``time`` it is found by ``process.time(log(alpha/sigma))``, and is 0 where sigma = 0. Solvers that need points
-    between grid points or path tangents refuse such a grid.
+    between grid points or path tangents refuse such a grid, unless its points lie on their process's path at those times.
     """
     alpha, sigma = np.array(alpha, np.float64), np.array(sigma, np.float64)
     if alpha.shape != sigma.shape or alpha.ndim != 1 or alpha.size < 2:
@@ -146,19 +146,27 @@ def explicit(alpha: Any, sigma: Any, time: Any = None, process: Process | None =
 
 
 def as_grid(process: Process, grid: Any) -> Grid:
-    """``grid`` itself, or the grid at an array of times. Raises ValueError for a grid of another process."""
+    """``grid`` itself, or the grid at an array of times; explicit arrays whose points lie on the path at their times count
+    as the process's own grid. Raises ValueError for a grid of another process."""
     if not isinstance(grid, Grid):
         return from_times(process, grid)
-    if grid.on_path:
-        c = process.coefficients(grid.time[:-1])  # the last point may be an appended clean one
-        if not (
-            np.allclose(c.alpha, grid.alpha[:-1], 1e-9, 1e-12) and np.allclose(c.sigma, grid.sigma[:-1], 1e-9, 1e-12)
-        ):
-            raise ValueError(
-                f"grid: its points do not lie on process {process.name!r}; build it with that process, or replay "
-                "its arrays with grid.explicit(alpha, sigma, time)"
-            )
-    return grid
+    lies = _lies_on(process, grid)
+    if grid.on_path and not lies:
+        raise ValueError(
+            f"grid: its points do not lie on process {process.name!r}; build it with that process, or replay "
+            "its arrays with grid.explicit(alpha, sigma, time)"
+        )
+    return grid if grid.on_path == lies else dataclasses.replace(grid, on_path=True)
+
+
+def _lies_on(process: Process, grid: Grid) -> bool:
+    """Whether the process has the grid's alpha and sigma at its times; its last point may be an appended clean one."""
+    own = slice(None, -1 if grid.on_path or grid.sigma[-1] == 0 else None)
+    time, alpha, sigma = grid.time[own], grid.alpha[own], grid.sigma[own]
+    if not grid.on_path and (np.any(np.diff(time) >= 0) or np.any(time < 0) or np.any(time > process.t_max)):
+        return False  # the network's own numbering
+    c = process.coefficients(time)
+    return np.allclose(c.alpha, alpha, 1e-9, 1e-12) and np.allclose(c.sigma, sigma, 1e-9, 1e-12)
 
 
 def _warp(process: Process, steps: int, t_min: float, map_unit: Any) -> Grid:

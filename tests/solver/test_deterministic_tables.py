@@ -48,16 +48,30 @@ def test_both_ends(name, path):
 def test_explicit_grids_are_refused_where_stages_are_off_them(name):
     g = grid.uniform(PATHS["vp"], 5)
     with pytest.raises(ValueError, match=r"grid: .* needs"):
-        OFF_GRID[name](PATHS["vp"], grid.explicit(g.alpha, g.sigma, g.time))
+        OFF_GRID[name](PATHS["vp"], grid.explicit(g.alpha, g.sigma, 1000 * g.time))
+    with pytest.raises(ValueError, match=r"grid: .* needs"):
+        OFF_GRID[name](PATHS["linear"], grid.explicit(g.alpha, g.sigma, g.time))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ALL)
+def test_explicit_grids_on_the_path_give_the_same_table(name, path):
+    g = grid.logsnr(PATHS[path], 9)
+    a = ALL[name](PATHS[path], g)
+    b = ALL[name](PATHS[path], grid.explicit(g.alpha, g.sigma, g.time))
+    for x, y in zip(jax.tree_util.tree_leaves(a), jax.tree_util.tree_leaves(b)):
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("name", ON_GRID)
-def test_explicit_grids_give_the_same_table_elsewhere(name):
+def test_other_paths_explicit_grids_give_their_table(name):
+    """The arrays alone decide, whatever process carries them; DC-Solver also reads the times."""
     g = grid.uniform(PATHS["vp"], 9)
     a = ON_GRID[name](PATHS["vp"], g)
-    b = ON_GRID[name](PATHS["vp"], grid.explicit(g.alpha, g.sigma, g.time))
-    for x, y in zip(jax.tree_util.tree_leaves(a), jax.tree_util.tree_leaves(b)):
-        np.testing.assert_array_equal(x, y)
+    b = ON_GRID[name](PATHS["linear"], grid.explicit(g.alpha, g.sigma, 500 * g.time))
+    blocks = [jax.tree_util.tree_leaves(t.blocks) for t in (a, b)]
+    for x, y in zip(*blocks, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13)
 
 
 def test_costs():

@@ -92,7 +92,7 @@ def test_explicit_arrays_find_their_times():
     for name, p in PROCESSES.items():
         g = grid.uniform(p, 12)
         replay = grid.explicit(g.alpha, g.sigma, process=p)
-        assert not replay.on_path
+        assert not replay.on_path and grid.as_grid(p, replay).on_path
         np.testing.assert_allclose(replay.time, g.time, rtol=1e-9, atol=1e-12, err_msg=name)
     told = grid.explicit([0.1, 0.5, 1.0], [1.0, 0.5, 0.0], time=[999.0, 500.0, 0.0])
     assert told.time.tolist() == [999.0, 500.0, 0.0]

@@ -181,7 +181,7 @@ def test_gaussian_noise_is_required():
 def test_explicit_arrays_suffice_where_stages_lie_on_the_grid():
     p = PROCESSES["vp"]
     own = grid.logsnr(p, 8)
-    told = grid.explicit(own.alpha, own.sigma, own.time)
+    told = grid.explicit(own.alpha, own.sigma, 1000 * own.time)
     for name in (
         "euler_ancestral_0.5",
         "dpm2_ancestral_1",
