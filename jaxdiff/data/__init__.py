@@ -8,6 +8,7 @@
 from jaxdiff.data.batches import Pipeline, pipeline
 from jaxdiff.data.dataset import Arrays, Dataset, Records, arrays, decode
 from jaxdiff.data.families import FAMILIES
+from jaxdiff.data.gradual import Gradual, gradual
 from jaxdiff.data.levels import from_levels, to_levels
 from jaxdiff.data.prepared import tfds
 from jaxdiff.data.source import SOURCES, digits, load, npz, toy2d
@@ -18,6 +19,7 @@ __all__ = [
     "SOURCES",
     "Arrays",
     "Dataset",
+    "Gradual",
     "Pipeline",
     "Records",
     "Stream",
@@ -25,6 +27,7 @@ __all__ = [
     "decode",
     "digits",
     "from_levels",
+    "gradual",
     "load",
     "npz",
     "pipeline",

@@ -50,6 +50,7 @@ class Arrays:
     """Records held in memory, one array a name, the first axis counting examples."""
 
     arrays: Mapping[str, np.ndarray]
+    in_memory = True
 
     def __len__(self) -> int:
         return len(self.arrays["x0"])
@@ -87,8 +88,8 @@ class Dataset:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the examples are decoded arrays in memory."""
-        return isinstance(self.records, Arrays)
+        """Whether the examples are kept in memory once decoded."""
+        return getattr(self.records, "in_memory", False)
 
     def examples(self, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Examples by row number, as the model sees them.

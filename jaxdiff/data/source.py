@@ -1,5 +1,6 @@
 """Names -> data sets: ``load("digits")``, ``load("toy2d:rings")``, ``load("npz:faces.npz")``, ..."""
 
+import importlib.util
 import inspect
 import pathlib
 import zipfile
@@ -8,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.data.dataset import Dataset, arrays, decode, not_allowed, require
+from jaxdiff.data.dataset import Dataset, arrays, not_allowed, require
 from jaxdiff.data.families import FAMILIES, PIECES
+from jaxdiff.data.gradual import gradual
 from jaxdiff.data.prepared import tfds
 
 __all__ = ["SOURCES", "digits", "load", "npz", "toy2d"]
@@ -35,14 +37,25 @@ def digits(split: str = "train") -> Dataset:
     """
     if split not in ("train", "test", "all"):
         raise not_allowed("data.split (data.name='digits')", split, ["train", "test", "all"])
-    raw = require("sklearn.datasets", "data.name='digits'").load_digits()
-    image, label = raw.images.astype(np.uint8)[..., None], raw.target
+    table = _digits_table()
+    image, label = table[:, :64].astype(np.uint8).reshape(-1, 8, 8, 1), table[:, 64].astype(np.int64)
     test = np.zeros(len(label), bool)
     test[np.argsort(label, kind="stable")[::5]] = True
     keep = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
     names = tuple(str(n) for n in range(10))
     values = {"x0": image[keep], "label": label[keep]}
     return arrays(values, name="digits", split=split, levels=17, num_classes=10, class_names=names)
+
+
+def _digits_table() -> np.ndarray:
+    """Rows of 64 pixels and a label, from scikit-learn's own file: importing it costs more than a start of training."""
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        file = pathlib.Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    raw = require("sklearn.datasets", "data.name='digits'").load_digits()  # should the file move
+    return np.concatenate([raw.data, raw.target[:, None]], axis=1)
 
 
 def toy2d(family: str, split: str = "train", *, size: int = 50_000, seed: int = 0) -> Dataset:
@@ -138,8 +151,8 @@ def load(
             ``values=``).
         split: passed to the source.
         data_dir: folder of prepared sets, for ``tfds``; other sources ignore it.
-        in_memory: ``auto`` decodes a lazy set into memory if it takes at most 2 GiB; ``true`` always;
-            ``false`` never (lazy sources only: the others are arrays already).
+        in_memory: ``auto`` decodes a lazy set into memory, while it is used, if it takes at most 2 GiB; ``true``
+            always; ``false`` never (lazy sources only: the others are arrays already).
         **options: passed to the source (``levels``, ``key``, ``size``, ...).
 
     Returns:
@@ -176,7 +189,7 @@ def load(
             f"data.in_memory=false is not possible for data.name={name!r}, which is arrays; allowed: auto, true"
         )
     size = len(dataset) * int(np.prod(dataset.shape))
-    return decode(dataset) if mode is True or (mode == "auto" and size <= MEMORY_LIMIT) else dataset
+    return gradual(dataset) if mode is True or (mode == "auto" and size <= MEMORY_LIMIT) else dataset
 
 
 def _members(head: str) -> str:

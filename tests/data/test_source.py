@@ -53,6 +53,15 @@ def test_digits_split_is_stratified_disjoint_and_whole():
     assert np.array_equal(data.to_levels(both.examples()["x0"], 17), raw)
 
 
+def test_digits_are_those_of_scikit_learn_without_importing_it():
+    theirs = pytest.importorskip("sklearn.datasets").load_digits()
+    ours = data.load("digits", "all").records.read(np.arange(1797))
+    assert np.array_equal(ours["x0"][..., 0], theirs.images) and np.array_equal(ours["label"], theirs.target)
+    assert (
+        "sklearn" not in run("import sys; from jaxdiff import data; data.load('digits'); print(*sys.modules)").split()
+    )
+
+
 SECOND_MOMENT = {
     "two_moons": 1.3125 - 1 / np.pi + 2 * 0.05**2,
     "eight_gaussians": 1.5**2 + 2 * 0.1**2,

@@ -68,6 +68,39 @@ def test_decode_reads_all_once():
     assert again.in_memory and all(np.array_equal(again.records.arrays[k], v) for k, v in ram.records.arrays.items())
 
 
+class Slow(Lazy):
+    """Records that note what is decoded, and wait to be let on after the first rows."""
+
+    def read(self, rows):
+        if len(self.log) > 1:
+            self.gate.wait(10)
+        self.log.append(rows.copy())
+        return super().read(rows)
+
+
+def test_gradual_gives_a_batch_before_all_is_decoded():
+    ram = images(2000)
+    slow = Slow(ram.records.arrays)
+    object.__setattr__(slow, "log", [])
+    object.__setattr__(slow, "gate", threading.Event())
+    filling = data.gradual(dataclasses.replace(ram, records=slow))
+    assert filling.in_memory and data.gradual(filling) is filling
+    rows = np.array([1999, 3, 3, 700])
+    assert all(np.array_equal(v, ram.records.read(rows)[k]) for k, v in filling.records.read(rows).items())
+    assert filling.records.decoded == 3 and slow.log[1].tolist() == [3, 700, 1999]
+    slow.gate.set()
+    deadline = time.monotonic() + 20
+    while filling.records.decoded < 2000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    everything = np.arange(2000)
+    for name, values in filling.records.read(everything).items():
+        assert np.array_equal(values, ram.records.arrays[name]) and values.dtype == ram.records.arrays[name].dtype
+    decoded = np.concatenate(slow.log[1:])
+    assert len(decoded) == len(np.unique(decoded)) == 2000  # each once, whoever asked
+    with data.pipeline(filling, 8, seed=1).stream(0, 3) as a, data.pipeline(ram, 8, seed=1).stream(0, 3) as b:
+        assert all(left["x0"].tobytes() == right["x0"].tobytes() for left, right in zip(a, b, strict=True))
+
+
 def test_order_bound_and_end():
     taken = []
 
