@@ -15,7 +15,7 @@ from jaxdiff.solver.deis import deis, f_pndm, ipndm, lms, pndm
 from jaxdiff.solver.dpm_solver import dpm_solver, dpm_solver_pp
 from jaxdiff.solver.dpm_v3 import Statistics, dpm_solver_v3
 from jaxdiff.solver.er_sde import PHIS, er_sde
-from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run, sample, sample_keys
+from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run, sample
 from jaxdiff.solver.exp_rk import exp_rk
 from jaxdiff.solver.grid import GRIDS, Grid
 from jaxdiff.solver.kernel import row_logprob, row_mean
@@ -27,9 +27,12 @@ from jaxdiff.solver.restart import restart
 from jaxdiff.solver.rungekutta import dpm2, edm, heun, rho_rk, rk4
 from jaxdiff.solver.sa_solver import sa_solver
 from jaxdiff.solver.sde_dpm import dpm_solver_pp_sde
+from jaxdiff.solver.simulate import euler_maruyama, predictor_corrector
+from jaxdiff.solver.streams import sample_keys
 from jaxdiff.solver.table import AffineBlock, Table, device, stack
 from jaxdiff.solver.teleport import Moments, data_moments, teleport, teleport_sample
 from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
+from jaxdiff.solver.velocity_ab import velocity_ab
 
 if TYPE_CHECKING:
     from jaxdiff.solver import learn, search
@@ -101,6 +104,7 @@ __all__ = [
     "er_sde",
     "euler",
     "euler_ancestral",
+    "euler_maruyama",
     "exp_rk",
     "f_pndm",
     "fixed_point",
@@ -115,6 +119,7 @@ __all__ = [
     "lms",
     "order",
     "pndm",
+    "predictor_corrector",
     "restart",
     "rho_rk",
     "rk4",
@@ -132,6 +137,7 @@ __all__ = [
     "unipc",
     "unroll",
     "usf",
+    "velocity_ab",
     "weak_order",
     "weights",
 ]
@@ -160,6 +166,7 @@ SOLVERS = {
     "rk4": rk4,
     "unipc": unipc,
     "usf": usf,
+    "velocity_ab": velocity_ab,
     "euler_ancestral": euler_ancestral,
     "dpm2_ancestral": dpm2_ancestral,
     "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
@@ -167,4 +174,6 @@ SOLVERS = {
     "er_sde": er_sde,
     "sa_solver": sa_solver,
     "restart": restart,
+    "euler_maruyama": euler_maruyama,
+    "predictor_corrector": predictor_corrector,
 }

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import prediction
-from jaxdiff.solver.executor import _indices, _query, _row_keys, advance, begin, check_key, rows_of
+from jaxdiff.solver.executor import _query, advance, begin, rows_of
+from jaxdiff.solver.streams import check_key, row_keys, sample_indices
 from jaxdiff.solver.table import Table, blocks_of, device
 
 __all__ = ["checkpointed"]
@@ -41,12 +42,12 @@ def checkpointed(
         raise ValueError(f"segments: {segments} given; need 1..{K}, the rows of the table")
     if key is not None:
         check_key(key)
-        index = _indices(index, jax.tree.leaves(x)[0].shape[0])
+        index = sample_indices(index, jax.tree.leaves(x)[0].shape[0])
     elif any(b.stochastic for b in blocks_of(table)) and (hooks is None or hooks.noise is None):
         raise ValueError("key: missing; this table draws noise, give a typed key (jax.random.key(seed))")
     rows = rows_of(table, key)
     if key is not None and hooks is not None and rows.key is None:
-        rows = dataclasses.replace(rows, key=_row_keys(key, K))
+        rows = dataclasses.replace(rows, key=row_keys(key, K))
     if hasattr(d, "tabulate") and (hooks is None or hooks.retime is None):
         rows = dataclasses.replace(rows, form=d.tabulate(_query(rows, rows.tau)))
     rows = jax.tree.map(jnp.asarray, rows)

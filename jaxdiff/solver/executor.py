@@ -18,15 +18,12 @@ import numpy as np
 
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
+from jaxdiff.solver.streams import check_key, churn_key, row_keys, sample_indices, sample_keys
 from jaxdiff.solver.table import Table, blocks_of, device, is_block
 
-__all__ = ["Hooks", "Row", "State", "advance", "begin", "hooks", "rows_of", "run", "sample", "sample_keys"]
+__all__ = ["Hooks", "Row", "State", "advance", "begin", "hooks", "rows_of", "run", "sample"]
 
 RECORDS = ("states", "predictions")
-# The streams of one run: the start folds the sample index into the run's key; everything later folds it into a key of its
-# own, one a row, derived at a position that no sample index takes. (Reusing the run's key would make row k share
-# bits with sample k, fold_in and normal being the same hash.)
-LATER = np.uint32(0xFFFFFFFF)
 
 
 @jax.tree_util.register_dataclass
@@ -85,10 +82,6 @@ class State:
     hook: Any
 
 
-def _row_keys(key: Any, count: int) -> jax.Array:
-    return sample_keys(jax.random.fold_in(key, LATER), jnp.arange(count, dtype=jnp.uint32))
-
-
 def rows_of(table: Table, key: jax.Array | None = None) -> Row:
     """The table's rows as one Row with a leading axis K, ready to scan over; ``key`` is the run's."""
     count = table.rows
@@ -107,13 +100,8 @@ def rows_of(table: Table, key: jax.Array | None = None) -> Row:
         mode=None if table.mode is None else np.asarray(table.mode, np.int32),
         out=table.out,
         blocks=jax.tree_util.tree_map(block_rows, table.blocks, is_leaf=is_block),
-        key=_row_keys(key, count) if draws else None,
+        key=row_keys(key, count) if draws else None,
     )
-
-
-def sample_keys(key: jax.Array, index: jax.Array) -> jax.Array:
-    """One typed key a sample, from a key and the global sample indices (B,)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def _draw(table: Table, keys: Any, x: Any) -> Any:
@@ -146,8 +134,7 @@ def begin(table: Table, d: Any, x: Any, key: Any = None, index: Any = None, hook
     table = device(table)
     blocks = blocks_of(table)
     if any(block.start_noise is not None for block in blocks):
-        churn = jax.random.fold_in(jax.random.fold_in(key, LATER), LATER)
-        noise = _draw(table, sample_keys(churn, index), x)
+        noise = _draw(table, sample_keys(churn_key(key), index), x)
         x = jax.tree_util.tree_map(
             lambda block, part, z: jax.tree_util.tree_map(
                 lambda a, b: a + (0 if block.start_noise is None else expand(block.start_noise, a)) * b, part, z
@@ -278,7 +265,7 @@ def run(
     table, d, x = device(table), prediction.lift(d), jax.tree_util.tree_map(jnp.asarray, x)
     if key is not None:
         check_key(key)
-        index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
+        index = sample_indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
     elif any(
         block.start_noise is not None or (block.C is not None and (hooks is None or hooks.noise is None))
         for block in blocks_of(table)
@@ -292,38 +279,11 @@ def run(
 
     rows = rows_of(table, key)
     if key is not None and hooks is not None and rows.key is None:  # hooks are promised keys on any table
-        rows = dataclasses.replace(rows, key=_row_keys(key, table.rows))
+        rows = dataclasses.replace(rows, key=row_keys(key, table.rows))
     if hasattr(d, "tabulate") and (hooks is None or hooks.retime is None):
         rows = dataclasses.replace(rows, form=d.tabulate(_query(rows, rows.tau)))
     state, history = jax.lax.scan(step, begin(table, d, x, key, index, hooks), rows)
     return (state.y[0], history) if record else state.y[0]
-
-
-def _indices(index: Any, batch: int) -> jax.Array:
-    if index is None:
-        return jnp.arange(batch, dtype=jnp.uint32)
-    index = jnp.asarray(index)
-    if not jnp.issubdtype(index.dtype, jnp.integer):
-        raise ValueError(f"index: dtype {index.dtype} given; need integers, global sample indices or an offset")
-    if index.ndim == 0:
-        return index.astype(jnp.uint32) + jnp.arange(batch, dtype=jnp.uint32)
-    if index.shape != (batch,):
-        raise ValueError(
-            f"index: shape {index.shape} given; need ({batch},), one global index a sample, or an offset"
-        )
-    return index.astype(jnp.uint32)
-
-
-@functools.cache
-def _threefry() -> Any:
-    return jax.random.key(0, impl="threefry2x32").dtype
-
-
-def check_key(key: Any) -> None:
-    """Refuse anything but one typed threefry key: other generators are not invariant to batch and devices."""
-    if getattr(key, "dtype", None) != _threefry() or key.shape != ():
-        got = f"{getattr(key, 'dtype', type(key).__name__)} of shape {getattr(key, 'shape', ())}"
-        raise ValueError(f"key: {got} given; need one typed threefry key, jax.random.key(seed)")
 
 
 def sample(
@@ -425,7 +385,7 @@ def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) ->
         given, needed = (jax.tree_util.tree_map(np.shape, tree) for tree in (init, x))
         if init is not None and given != needed:
             raise ValueError(f"init: shape {given} given; need that of the samples, {needed}")
-        index = _indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
+        index = sample_indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
         if sharding is not None:
             index = jax.lax.with_sharding_constraint(index, sharding)
         z = _draw(table, sample_keys(key, index), x)

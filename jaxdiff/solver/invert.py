@@ -13,21 +13,11 @@ from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 from jaxdiff.solver.build import NOISE, Rows
-from jaxdiff.solver.executor import (
-    Hooks,
-    _draw,
-    _indices,
-    advance,
-    begin,
-    check_key,
-    hooks,
-    rows_of,
-    run,
-    sample_keys,
-)
+from jaxdiff.solver.executor import Hooks, _draw, advance, begin, hooks, rows_of, run
 from jaxdiff.solver.grid import as_grid
 from jaxdiff.solver.kernel import row_mean
 from jaxdiff.solver.learn import one_block
+from jaxdiff.solver.streams import check_key, sample_indices, sample_keys
 from jaxdiff.solver.table import Table, device
 
 __all__ = ["Encoding", "ddim_invert", "decode_noise", "direct", "encode_noise", "fixed_point"]
@@ -135,7 +125,7 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
     block = table.blocks
     if getattr(block, "C", None) is None or block.start_noise is not None:
         raise ValueError("table: encode_noise() needs one that draws noise in its rows (ddim(eta=1), ancestral, ...)")
-    index = _indices(index, x0.shape[0])
+    index = sample_indices(index, x0.shape[0])
     start = expand(block.alpha[0], x0) * x0 + expand(block.sigma[0], x0) * _draw(table, sample_keys(key, index), x0)
     later = (block.alpha[1:], block.sigma[1:])
 

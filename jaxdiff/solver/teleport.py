@@ -13,7 +13,8 @@ import numpy as np
 from jaxdiff.exact import Gaussian
 from jaxdiff.process.process import Process
 from jaxdiff.solver.algebra import _block
-from jaxdiff.solver.executor import _indices, check_key, run, sample_keys
+from jaxdiff.solver.executor import run
+from jaxdiff.solver.streams import check_key, sample_indices, sample_keys
 from jaxdiff.solver.table import Table
 
 __all__ = ["Moments", "data_moments", "teleport", "teleport_sample"]
@@ -114,7 +115,7 @@ def teleport_sample(
     is the one it has there.
     """
     check_key(key)
-    index = _indices(index, shape[0])
+    index = sample_indices(index, shape[0])
     dtype = jnp.zeros(()).dtype
     z = jax.vmap(lambda k: process.noise.sample(k, tuple(shape[1:]), dtype))(sample_keys(key, index))
     start = float(process.coefficients(np.float64(process.t_max)).sigma) * z
