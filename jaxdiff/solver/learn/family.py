@@ -1,30 +1,23 @@
-"""Solvers learned by gradient descent on a table: choose the leaves that may move, keep the rest valid, fit.
+"""Families of tables: choose the leaves of a table that may move, keep the rest valid.
 
-A :class:`Family` is a set of tables around one: ``build(parameters) -> Table`` and the parameters that give the table
-itself. ``build`` computes in numpy float64 when given numpy, so a learned table is as exact as a made one; under
-a gradient it computes in jax. Sources: 2310.19075 [3], 2304.11328 [17], 2409.03755 [69]; methods-solvers, the
-non-stationary tables of BNS and S4S.
+``build`` computes in numpy float64 when given numpy, so a learned table is as exact as a made one; under a gradient it
+computes in jax. Methods-solvers, the non-stationary tables of BNS and S4S.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.process import noise as laws
 from jaxdiff.process.process import Process
-from jaxdiff.solver.executor import run
-from jaxdiff.solver.table import AffineBlock, Table, blocks_of, device, freeze
+from jaxdiff.solver.table import AffineBlock, Table, blocks_of, freeze
 
-__all__ = ["LEAVES", "Family", "Learned", "endpoint", "family", "fit", "load", "save"]
+__all__ = ["LEAVES", "Family", "family", "one_block", "shifted"]
 
 LEAVES = ("times", "A", "B", "form")
 
@@ -37,16 +30,8 @@ class Family:
     start: dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Learned:
-    """What :func:`fit` found: the ``table`` (numpy float64), its ``parameters``, and the ``losses`` (steps,)."""
-
-    table: Table
-    parameters: dict[str, np.ndarray]
-    losses: np.ndarray
-
-
 def one_block(table: Table, caller: str) -> AffineBlock:
+    """The table's one deterministic block with scalar coefficients, or a ValueError in the name of ``caller``."""
     blocks = blocks_of(table)
     if len(blocks) != 1 or not isinstance(blocks[0], AffineBlock) or np.ndim(blocks[0].A) != 2:
         raise ValueError(f"table: {caller} takes a table of one affine block with scalar coefficients, not a stack")
@@ -167,7 +152,7 @@ def family(
     return Family(build, start)
 
 
-def _shifted(xp: Any, v: Any, h: int, count: int) -> Any:
+def shifted(xp: Any, v: Any, h: int, count: int) -> Any:
     """``v[k - h]`` for k < count, zero where there is none."""
     return xp.concatenate([xp.zeros(h), v[: count - h]]) if h else v[:count]
 
@@ -177,11 +162,11 @@ def _newest(xp: Any, A: Any, B: Any, p: Any, q: Any, alpha: Any, sigma: Any) -> 
     K = alpha.shape[0] - 1
     noise, data = sigma[1:], alpha[1:]
     for h in range(A.shape[1]):
-        noise = noise - A[:, h] * _shifted(xp, sigma, h + 1, K)
-        data = data - A[:, h] * _shifted(xp, alpha, h + 1, K)
+        noise = noise - A[:, h] * shifted(xp, sigma, h + 1, K)
+        data = data - A[:, h] * shifted(xp, alpha, h + 1, K)
     for h in range(B.shape[1]):
-        noise = noise - B[:, h] * _shifted(xp, q, h + 1, K)
-        data = data - B[:, h] * _shifted(xp, p, h + 1, K)
+        noise = noise - B[:, h] * shifted(xp, q, h + 1, K)
+        data = data - B[:, h] * shifted(xp, p, h + 1, K)
     det = sigma[:-1] * p - alpha[:-1] * q
     return (noise * p - data * q) / det, (sigma[:-1] * data - alpha[:-1] * noise) / det
 
@@ -201,115 +186,3 @@ def _angles(p: np.ndarray, q: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) 
         raise ValueError("train: 'form' given, but some row stores a record that does not tell the data")
     sign = np.sign(det)
     return sign, np.hypot(p, q), np.arctan2(sign * along, np.abs(det))
-
-
-def fit(
-    tables: Family,
-    loss: Callable[[Table, jax.Array], Any],
-    *,
-    steps: int = 400,
-    rate: float = 5e-3,
-    seed: int = 0,
-) -> Learned:
-    """Minimise ``loss(table, key)`` over a family by Adam with a cosine schedule, in one compiled scan.
-
-    The same seed gives the same result, bitwise on one machine. The parameters of the smallest loss seen are
-    kept (a noisy loss should be averaged over enough samples to compare). Raises ValueError if no loss was finite.
-    """
-    import optax
-
-    if steps < 1 or rate <= 0:
-        raise ValueError(f"steps, rate: {steps}, {rate} given; need at least one step and a rate above 0")
-    optimiser = optax.adam(optax.cosine_decay_schedule(rate, steps))
-
-    def step(carry: tuple, key: jax.Array) -> tuple:
-        parameters, state, best, least = carry
-        value, gradient = jax.value_and_grad(lambda v: loss(device(tables.build(v)), key))(parameters)
-        better = value < least
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), parameters, best)
-        updates, state = optimiser.update(gradient, state)
-        return (optax.apply_updates(parameters, updates), state, best, jnp.where(better, value, least)), value
-
-    @jax.jit
-    def descend(parameters: dict, key: jax.Array) -> tuple:
-        carry = (parameters, optimiser.init(parameters), parameters, jnp.asarray(jnp.inf))
-        end, losses = jax.lax.scan(step, carry, jax.random.split(key, steps))  # type: ignore[var-annotated]
-        _, _, best, least = end
-        return best, least, losses
-
-    first = jax.tree.map(lambda v: jnp.asarray(v), tables.start)
-    best, least, losses = descend(first, jax.random.key(seed))
-    if not np.isfinite(least):
-        raise ValueError(f"loss: no finite value in {steps} steps; lower the rate ({rate}) or check the start")
-    found = {name: np.asarray(v, np.float64) for name, v in best.items()}
-    return Learned(tables.build(found), found, np.asarray(losses))
-
-
-def endpoint(
-    table: Table,
-    d: Any,
-    x: Any,
-    target: Any,
-    *,
-    process: Process | None = None,
-    train: Sequence[str] = ("times", "B"),
-    records: int | None = None,
-    states: int | None = None,
-    consistent: bool = True,
-    batch: int | None = None,
-    steps: int = 400,
-    rate: float = 5e-3,
-    seed: int = 0,
-) -> Learned:
-    """Learn the table whose run from ``x`` ends nearest to ``target``, in root mean square.
-
-    ``x`` (N, ...): starts at the table's first time; ``target`` (N, ...): where an accurate solver takes them
-    (``run`` of a table of many steps, say). ``batch``: starts used in a step of the descent, all by default. The rest:
-    :func:`family`, :func:`fit`. Held-out starts tell whether N was enough.
-    """
-    x, target = jnp.asarray(x), jnp.asarray(target)
-    if x.shape != target.shape:
-        raise ValueError(f"target: shape {target.shape} given; need that of x, {x.shape}")
-    process = getattr(d, "process", None) if process is None else process
-    tables = family(table, process, train=train, records=records, states=states, consistent=consistent)
-
-    def loss(made: Table, key: jax.Array) -> jax.Array:
-        pick = slice(None) if batch is None else jax.random.randint(key, (batch,), 0, x.shape[0])
-        return jnp.sqrt(jnp.mean((run(made, d, x[pick]) - target[pick]) ** 2))
-
-    return fit(tables, loss, steps=steps, rate=rate, seed=seed)
-
-
-_COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise")
-_TABLE = ("tau", "time", "out", "live", "r")
-
-
-def save(path: str | os.PathLike, table: Table, **about: Any) -> None:
-    """Write a table of one block as plain arrays (``path``, .npz) with a JSON line of what it is (law, mode, ``about``).
-
-    Raises ValueError for tables of several blocks and paths without .npz.
-    """
-    if not str(path).endswith(".npz"):
-        raise ValueError(f"path: {str(path)!r} given; tables are saved as .npz")
-    block = blocks_of(table)[0]
-    if len(blocks_of(table)) != 1 or not isinstance(block, AffineBlock):
-        raise ValueError("table: save() takes a table of one affine block")
-    if not block.law.gaussian:
-        raise ValueError(f"table: made for {block.law.name} noise; save() takes tables of Gaussian noise")
-    arrays = {f"block.{n}": getattr(block, n) for n in _COLUMNS} | {n: getattr(table, n) for n in _TABLE}
-    meta = {"format": 1, "law": block.law.name, "mode": table.mode, "about": about}
-    kept = {name: np.asarray(v) for name, v in arrays.items() if v is not None}
-    np.savez(path, json=np.array(json.dumps(meta)), **kept)  # type: ignore[arg-type]
-
-
-def load(path: str | os.PathLike) -> tuple[Table, dict]:
-    """``(table, about)`` written by :func:`save`, bitwise. Raises ValueError for other files."""
-    with np.load(path, allow_pickle=False) as file:
-        if "json" not in file or "block.A" not in file:
-            raise ValueError(f"path: {str(path)!r} holds no table written by save()")
-        meta = json.loads(str(file["json"]))
-        read = lambda name: file[name] if name in file else None
-        block = AffineBlock(**{n: read(f"block.{n}") for n in _COLUMNS}, law=laws.Gaussian())
-        mode = None if meta["mode"] is None else tuple(meta["mode"])
-        table = Table(blocks=block, **{n: read(n) for n in _TABLE}, mode=mode)
-    return freeze(table), meta["about"]
