@@ -10,14 +10,59 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Build the mesh with axes ``("data", "fsdp", "tensor")`` and Auto axis types.
+def arrange(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> np.ndarray:
+    """Devices of a multi-slice job in the shape of the mesh: ``data`` alone crosses from slice to slice.
+
+    Args:
+        sizes: (data, fsdp, tensor), their product the number of devices.
+        devices: the devices; slices are told apart by ``slice_index`` or, where there is none, by process.
+        slices: how many slices there are, at least 2.
+
+    Raises:
+        ValueError: if the devices lie in another number of slices, in unequal ones, or ``data`` does not divide.
+    """
+    index, unit = _slices(devices)
+    counts = [index.count(one) for one in sorted(set(index))]
+    if len(counts) != slices:
+        raise ValueError(f"mesh.slices={slices}: the {len(devices)} devices lie in {len(counts)} {unit}")
+    if len(set(counts)) > 1:
+        raise ValueError(f"mesh.slices={slices}: the {unit} have unequal numbers of devices, {counts}")
+    data, *fast = sizes
+    if data % slices:
+        raise ValueError(f"mesh.data={data} is not divisible by mesh.slices={slices}")
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *fast),
+        (slices, *(1 for _ in fast)),
+        devices,
+        process_is_granule=unit == "processes",
+        allow_split_physical_axes=True,
+    )
+
+
+def _slices(devices: Sequence[Any]) -> tuple[list[int], str]:
+    """The slice of each device, and what a slice is: processes stand in where devices report none."""
+    if all(getattr(device, "slice_index", None) is not None for device in devices):
+        return [device.slice_index for device in devices], "slices"
+    return [device.process_index for device in devices], "processes"
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    slices: int = 1,
+    axis_type: AxisType = AxisType.Auto,
+) -> Mesh:
+    """Build the mesh with axes ``("data", "fsdp", "tensor")``.
 
     Args:
         data: devices along the data axis; at most one of the three sizes may be -1, "all the rest".
@@ -25,10 +70,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         tensor: devices along which matrix products are split.
         devices: the devices to use, all of them by default. A mesh smaller than the device count takes the
             first ones (single process only).
+        slices: slices of a multi-slice job (or processes, where devices report no slice), joined by a slower network
+            that only ``data`` crosses; -1 as many as there are.
+        axis_type: of all three axes; the train step and the samplers give the same numbers under ``Explicit``.
 
     Raises:
-        ValueError: on a size that is not -1 or >= 1, on two -1, on a mesh larger than the devices, or on a
-            device count that the fixed sizes do not divide.
+        ValueError: on a size that is not -1 or >= 1, on two -1, on a mesh larger than the devices, on a
+            device count that the fixed sizes do not divide, or on slices that do not fit (see ``arrange``).
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -56,9 +104,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise ValueError(
             f"mesh.tensor={sizes['tensor']}: must divide the {jax.local_device_count()} devices of one process"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
-    )
+    devices, shape, types = devices[:count], tuple(sizes.values()), (axis_type,) * len(AXES)
+    if isinstance(slices, bool) or not isinstance(slices, int | np.integer) or (slices < 1 and slices != -1):
+        raise ValueError(f"mesh.slices={slices!r}: allowed are an integer >= 1, or -1 for as many as there are")
+    index, unit = _slices(devices)
+    if slices == 1 and unit == "slices" and len(set(index)) > 1:
+        raise ValueError(f"mesh.slices=1: the devices lie in {len(set(index))} slices; allowed are that many, or -1")
+    slices = len(set(index)) if slices == -1 else slices
+    if slices > 1:
+        return Mesh(arrange(shape, devices, slices), AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -80,6 +135,16 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
         return x if isinstance(x, jax.Array) and not x.is_fully_addressable else jax.device_put(x, replicated(mesh))
 
     return jax.tree.map(put, tree)
+
+
+def is_explicit(mesh: Mesh) -> bool:
+    """Whether shardings are part of array types on this mesh."""
+    return AxisType.Explicit in mesh.axis_types
+
+
+def lay(tree: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Inside jit: the tree with these shardings, as a constraint (Auto axes) or by resharding (Explicit axes)."""
+    return (reshard if is_explicit(mesh) else jax.lax.with_sharding_constraint)(tree, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -35,7 +35,7 @@ def _nbytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * itemsize
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def axes_of(entry: Any) -> tuple[str, ...]:
     """Mesh axes named by one entry of a PartitionSpec."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
@@ -48,7 +48,7 @@ def _explicit(pattern: str, given: Any, path: str, shape: tuple[int, ...], mesh:
     entries = list(given)
     if len(entries) > len(shape):
         raise ValueError(f"{where}: {len(entries)} entries for {len(shape)} dimensions")
-    seen = [axis for entry in entries for axis in _axes(entry)]
+    seen = [axis for entry in entries for axis in axes_of(entry)]
     for axis in seen:
         if axis not in mesh.shape:
             near = difflib.get_close_matches(str(axis), list(mesh.shape), 1)
@@ -57,11 +57,11 @@ def _explicit(pattern: str, given: Any, path: str, shape: tuple[int, ...], mesh:
     if len(set(seen)) < len(seen):
         raise ValueError(f"{where}: an axis is used twice in {given}")
     for dimension, entry in enumerate(entries):
-        parts = math.prod(mesh.shape[axis] for axis in _axes(entry))
+        parts = math.prod(mesh.shape[axis] for axis in axes_of(entry))
         if shape[dimension] % parts:
             raise ValueError(
                 f"{where}: dimension {dimension} of size {shape[dimension]} is not divisible by "
-                f"{parts} ({' x '.join(_axes(entry))})"
+                f"{parts} ({' x '.join(axes_of(entry))})"
             )
     return entries + [None] * (len(shape) - len(entries))
 
@@ -79,7 +79,7 @@ def leaf_spec(path: str, leaf: Any, mesh: Mesh, rules: Sequence[Rule] = (), min_
                 return P()
             entries = _explicit(pattern, given, path, leaf.shape, mesh)
             break
-    used = {axis for entry in entries for axis in _axes(entry)}
+    used = {axis for entry in entries for axis in axes_of(entry)}
     fsdp = mesh.shape.get("fsdp", 1)
     if fsdp > 1 and "fsdp" not in used and _nbytes(leaf) >= min_bytes:
         free = [d for d, entry in enumerate(entries) if entry is None and leaf.shape[d] % fsdp == 0]
@@ -124,7 +124,7 @@ def specs_like(tree: Any, params: Any, param_specs: Any) -> Any:
 
 def without_axis(spec: P, axis: str) -> P:
     """The same specification with one mesh axis removed (the layout after gathering along it)."""
-    kept = [tuple(a for a in _axes(entry) if a != axis) for entry in spec]
+    kept = [tuple(a for a in axes_of(entry) if a != axis) for entry in spec]
     return P(*[entry[0] if len(entry) == 1 else entry or None for entry in kept])
 
 

@@ -22,17 +22,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, auto_axes
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff.objective.context import Ctx
 from jaxdiff.train import ema as ema_lib
-from jaxdiff.train.mesh import BATCH_AXES, batch_sharding, batch_shards, check_batch_size, put_replicated, replicated
+from jaxdiff.train import fsdp
+from jaxdiff.train.mesh import (
+    BATCH_AXES,
+    batch_sharding,
+    batch_shards,
+    check_batch_size,
+    is_explicit,
+    lay,
+    put_replicated,
+    replicated,
+)
 from jaxdiff.train.sharding import is_replicated, without_axis
 from jaxdiff.train.state import TrainState
 
 Loss = Callable[[Any, dict, jax.Array, Ctx], tuple[jax.Array, dict]]
-PATHS = ("auto", "shard_map", "jit")
+PATHS = ("auto", "shard_map", "jit", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,12 +85,12 @@ def _float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
-def _mean_gradient(loss: Loss, accumulate: int, micro: Callable) -> Callable:
+def _mean_gradient(differentiated: Callable, accumulate: int, micro: Callable) -> Callable:
     """``(params, batch, step_key, ctx) -> (grads, loss, metrics)``, the mean over ``accumulate`` parts."""
 
     def once(params: Any, batch: dict, step_key: jax.Array, ctx: Ctx) -> tuple:
         keys = example_keys(step_key, batch["index"])
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, keys, ctx)
+        (value, metrics), grads = differentiated(params, batch, keys, ctx)
         return _float32((grads, value, metrics))
 
     def scanned(params: Any, batch: dict, step_key: jax.Array, ctx: Ctx) -> tuple:
@@ -95,10 +105,15 @@ def _mean_gradient(loss: Loss, accumulate: int, micro: Callable) -> Callable:
     return once if accumulate == 1 else scanned
 
 
+def _cut_local(batch: dict, accumulate: int) -> dict:
+    """A device's share of the batch as (accumulate, ...) microbatches."""
+    return jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+
 def _explicit_gradient(loss: Loss, mesh: Mesh, accumulate: int) -> Callable:
     """Gradient inside shard_map: local scan, then one all-reduce of gradients, loss and metrics together."""
-    micro = lambda batch: jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-    local = _mean_gradient(loss, accumulate, micro)
+    micro = lambda batch: _cut_local(batch, accumulate)
+    local = _mean_gradient(jax.value_and_grad(loss, has_aux=True), accumulate, micro)
     # check_vma=False: a user's scan with a constant carry must not need casts; outputs are pmeans, so P() is true
     return jax.shard_map(
         lambda *args: jax.lax.pmean(local(*args), BATCH_AXES),
@@ -109,10 +124,41 @@ def _explicit_gradient(loss: Loss, mesh: Mesh, accumulate: int) -> Callable:
     )
 
 
+def _with_auto_axes(gradient: Callable, mesh: Mesh, layout: Any) -> Callable:
+    """The same ``-> (grads, loss, metrics)``, run with Auto axes where the mesh has Explicit ones."""
+    if not is_explicit(mesh):
+        return gradient
+    return auto_axes(gradient, axes=mesh.axis_names, out_sharding=(layout, replicated(mesh), replicated(mesh)))
+
+
+def _fsdp_gradient(loss: Loss, mesh: Mesh, accumulate: int, layout: Any) -> Callable:
+    """Gradient inside shard_map of parameters in pieces: gathered by block, scattered once, after the local scan."""
+    blocks = fsdp.split_blocks(layout)
+    micro = lambda batch: _cut_local(batch, accumulate)
+    local = _mean_gradient(fsdp.value_and_grad(loss, blocks), accumulate, micro)
+
+    def gradient(*args: Any) -> tuple:
+        grads, *rest = local(*args)
+        return fsdp.mean(blocks, grads), *jax.lax.pmean(rest, BATCH_AXES)
+
+    pieces = fsdp.pieces_spec(layout)
+    mapped = jax.shard_map(
+        gradient,
+        mesh=None if is_explicit(mesh) else mesh,
+        in_specs=(pieces, P(BATCH_AXES), P(), P()),
+        out_specs=(pieces, P(), P()),
+        axis_names=set(mesh.axis_names) if mesh.shape["tensor"] == 1 else set(BATCH_AXES),
+        check_vma=False,
+    )
+    return _with_auto_axes(mapped, mesh, layout)
+
+
 def _automatic_gradient(loss: Loss, mesh: Mesh, accumulate: int, layout: Any) -> Callable:
     """Gradient under plain jit: parameters gathered along fsdp before use, gradients split like them."""
     shards = batch_shards(mesh)
-    split = NamedSharding(mesh, P(None, BATCH_AXES))
+    # with Explicit axes this runs under _with_auto_axes, where specs refer to the mesh of the context
+    at = (lambda spec: spec) if is_explicit(mesh) else (lambda spec: NamedSharding(mesh, spec))
+    split = at(P(None, BATCH_AXES))
 
     def micro(batch: dict) -> dict:
         # part k takes the k-th piece of every device's share, so that cutting moves no data
@@ -122,15 +168,16 @@ def _automatic_gradient(loss: Loss, mesh: Mesh, accumulate: int, layout: Any) ->
 
         return jax.tree.map(cut, batch)
 
-    local = _mean_gradient(loss, accumulate, micro)
-    gathered = jax.tree.map(lambda s: NamedSharding(mesh, without_axis(s.spec, "fsdp")), layout)
+    local = _mean_gradient(jax.value_and_grad(loss, has_aux=True), accumulate, micro)
+    gathered = jax.tree.map(lambda s: at(without_axis(s.spec, "fsdp")), layout)
+    pieces = jax.tree.map(lambda s: at(s.spec), layout)
 
     def gradient(params: Any, batch: dict, step_key: jax.Array, ctx: Ctx) -> tuple:
         params = jax.lax.with_sharding_constraint(params, gathered)
         grads, value, metrics = local(params, batch, step_key, ctx)
-        return jax.lax.with_sharding_constraint(grads, layout), value, metrics
+        return jax.lax.with_sharding_constraint(grads, pieces), value, metrics
 
-    return gradient
+    return _with_auto_axes(gradient, mesh, layout)
 
 
 def _blocks(tree: Any) -> dict[str, Any]:
@@ -263,13 +310,15 @@ def make_step(
     whole = shardings is None or is_replicated(shardings)
     if parallel == "shard_map" and not whole:
         raise ValueError("parallel='shard_map' needs every parameter whole on every device; use 'jit'")
-    explicit = parallel == "shard_map" or (parallel == "auto" and whole)
+    explicit = whole if parallel in ("auto", "fsdp") else parallel == "shard_map"
     game = dict(game)
 
     def gradient_of(name: str, player: Player, params: Any) -> Callable:
         if explicit:
             return _explicit_gradient(player.loss, mesh, accumulate)
         layout = jax.tree.map(lambda _: replicated(mesh), params) if shardings is None else shardings.params[name]
+        if parallel == "fsdp":
+            return _fsdp_gradient(player.loss, mesh, accumulate, layout)
         return _automatic_gradient(player.loss, mesh, accumulate, layout)
 
     def move(name: str, key: jax.Array, state: TrainState, batch: dict, fixed: Any) -> tuple:
@@ -325,7 +374,7 @@ def make_step(
         if "index" not in batch:
             raise ValueError(f"batch needs 'index' (global example index), it has {sorted(batch)}")
         check_batch_size(batch["index"].shape[0], mesh, accumulate)
-        batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+        batch = lay(batch, batch_sharding(mesh), mesh)
         metrics = {}
         for number, (name, player) in enumerate(game.items()):
             # later players draw other keys; counting down from 2^32 cannot meet an int32 step number
