@@ -1,9 +1,9 @@
-"""DPM-Solver-v3 (2310.13268 [40]) with scalar model statistics."""
+"""DPM-Solver-v3 (2310.13268 [40]) with scalar model statistics, its correctors and its pseudo-order rule."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +11,12 @@ import numpy as np
 from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA
-from jaxdiff.solver.exponential import Node, jump
+from jaxdiff.solver.exponential import Node, check_choice, jump
 from jaxdiff.solver.grid import Point, as_grid
 from jaxdiff.solver.multistep import allowed_order, check_order, check_tail
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Expression, Tape
+from jaxdiff.solver.unipc import _per_step
 
 __all__ = ["Statistics", "dpm_solver_v3"]
 
@@ -39,7 +40,10 @@ def dpm_solver_v3(
     b: Any = 0.0,
     lam: Any = None,
     order: int = 2,
-    corrector: bool = False,
+    corrector: bool | Sequence[bool] = False,
+    variant: str = "lagrange",
+    p_pseudo: bool = False,
+    c_pseudo: bool = False,
     lower_order_final: str = "auto",
 ) -> Table:
     """DPM-Solver-v3: a linear part and a scaling fitted to the model, as functions of half log-SNR (2310.13268 [40]).
@@ -49,12 +53,26 @@ def dpm_solver_v3(
     ``x_s = (alpha_s/alpha_t) e^{-L_s} x_t - alpha_s e^{-L_s} int e^{L+S} (P + B) d lam``, P the polynomial in lam through the
     last ``order`` (1..4) values g_j. ``(l, s, b) = (1, 0, 0)`` is DPM-Solver++, ``(0, -1, 0)`` DPM-Solver, both multistep
     with exact weights. ``l``, ``s``, ``b``: numbers, or arrays (n,) at half log-SNRs ``lam`` (n,), increasing.
-    ``corrector``: the next evaluation corrects the state, as in UniPC, keeping its f. Steps from alpha = 0 and to
-    sigma = 0 are first-order. Raises ValueError for other orders and shapes. Statistics per pixel are not supported.
+
+    ``corrector``: the next evaluation corrects the state, keeping its f; or one flag a step, whether step i is corrected
+    (never the last; the published "half" corrects down to a noise level). A step of order p is corrected on p + 1 values,
+    the new one and the p of the predictor, as in UniPC; ``variant`` "public" on the new one and p - 1, the published rule,
+    which corrects first-order steps only with ``c_pseudo``.
+    ``p_pseudo``: the predictor's P is ``sum_k g[t, ..., t_-k] (lam - lam_t)^k`` with the divided differences of the nearest
+    k + 1 values in place of derivatives at lam_t (the pseudo-order rule, meant for very few steps): of order 2
+    at most. ``c_pseudo``: the same in the corrector, on p + 1 values in the order t, s, t_-1, ...
+
+    Steps from alpha = 0 and to sigma = 0 are first-order. Raises ValueError for other orders, names, lengths and
+    shapes, and corrector rules without corrector. Statistics per pixel are not supported.
     """
     grid = as_grid(process, grid)
     check_order(order, (1, 2, 3, 4), "dpm_solver_v3()")
     check_tail(lower_order_final)
+    check_choice("variant", variant, ("lagrange", "public"))
+    corrected = _per_step("corrector", corrector, len(grid))
+    for name, given in {"variant 'public'": variant == "public", "c_pseudo True": c_pseudo}.items():
+        if given and not any(corrected):
+            raise ValueError(f"{name.replace(' ', ': ')} given without a corrector for it; give corrector=True")
     stats = _checked(Statistics(l, s, b, lam))
     tape, before = Tape(process, grid[0]), None
     history: list[Node] = []
@@ -66,18 +84,21 @@ def dpm_solver_v3(
         linear = _read(stats, "l", at.lam)
         form = DATA if to.sigma == 0 else (-linear, (1 - linear) * at.rho)
         value, base = tape.evaluate(at, form), tape.state
-        if before is not None and corrector:
+        if before is not None and corrected[i - 1]:
             # the record of the last row is data: f in terms of it and of the state evaluated there
             own = value if to.sigma > 0 else ((1 - linear) / at.alpha) * tape.state - value
             start, state, used = before
-            base = _step(stats, start, at, state, [Node(at, own), *history[:used]])
+            past = history[: used - (variant == "public" and not c_pseudo)]
+            if past:
+                # the newest value second: pseudo differences lean on the first ones
+                base = _step(stats, start, at, state, [past[0], Node(at, own), *past[1:]], c_pseudo)
         if to.sigma == 0:
             tape.move(jump(at, to, base, value))
             continue
         history = [Node(at, value), *history][:order]
         p = allowed_order(grid, i, order, lower_order_final)
         before = (at, base, p)
-        tape.move(_step(stats, at, to, base, history[:p]))
+        tape.move(_step(stats, at, to, base, history[:p], p_pseudo))
     return tape.table(grid[len(grid)])
 
 
@@ -137,11 +158,22 @@ def _integrals(stats: Statistics, start: float, end: float, reduce: Callable) ->
     return float(L), float(S), float(B), total
 
 
-def _step(stats: Statistics, at: Point, to: Point, base: Expression, nodes: list[Node]) -> Expression:
+def _pseudo(positions: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Gains (n, m) of the n values in ``sum_k g[x_0, ..., x_k] (x - x_0)^k`` at ``points`` (m,)."""
+    gains = np.zeros((positions.size, points.size))
+    for k in range(positions.size):
+        for j in range(k + 1):
+            others = np.delete(positions[: k + 1], j)
+            gains[j] += (points - positions[0]) ** k / np.prod(positions[j] - others)
+    return gains
+
+
+def _step(stats: Statistics, at: Point, to: Point, base: Expression, nodes: list[Node], pseudo: bool) -> Expression:
     positions = np.array([n.at.lam for n in nodes])
+    basis = _pseudo if pseudo else weights.lagrange
 
     def integrand(lam: np.ndarray, L: np.ndarray, S: np.ndarray, B: np.ndarray) -> np.ndarray:
-        return np.exp(L + S) * np.concatenate([weights.lagrange(positions, lam), B[None]])
+        return np.exp(L + S) * np.concatenate([basis(positions, lam), B[None]])
 
     L, _, _, total = _integrals(stats, at.lam, to.lam, integrand)
     outer = -to.alpha * np.exp(-L)
