@@ -71,9 +71,10 @@ def setup(config: ConfigDict, source: Dataset) -> Setup:
     net: Any = resolve("network", config.network.name)
     if config.network.name != "dit":
         net = functools.partial(construct, net)
-    return Setup(
-        config, process(config), net(**options(config, "network"), num_classes=classes), source.shape, classes
-    )
+    given = options(config, "network")
+    if config.train.precision == "bfloat16":
+        given.setdefault("dtype", "bfloat16")  # layers told float32 would promote the parameters the step casts
+    return Setup(config, process(config), net(**given, num_classes=classes), source.shape, classes)
 
 
 def game(made: Setup) -> dict[str, Player]:
