@@ -13,14 +13,13 @@ from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA, require_path
 from jaxdiff.solver.exponential import FORMS, check_choice, frame, jump, point_at
 from jaxdiff.solver.grid import Grid, Point, as_grid
-from jaxdiff.solver.multistep import check_order, multistep
+from jaxdiff.solver.multistep import VARIANTS, check_order, multistep
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Expression, Tape
 
 __all__ = ["dpm_solver", "dpm_solver_pp"]
 
 METHODS = ("multistep", "singlestep", "fast")
-VARIANTS = ("midpoint", "lagrange", "public")
 
 
 def dpm_solver_pp(
@@ -39,7 +38,8 @@ def dpm_solver_pp(
     ``h = lam_s - lam_t``, ``r = h_prev/h``, ``variant="midpoint"`` (default) uses the paper's second-order step,
     ``D = (1 + 1/(2r)) D_0 - (1/(2r)) D_1`` under the first-order weight ``alpha_s (1 - e^-h)``, and integrates the
     quadratic of order 3 exactly; "lagrange" integrates the linear interpolant exactly too (diffusers' "heun");
-    "public" is the published 3M, whose curvature term is half of what it should be (second order).
+    "public" is the published 3M, whose curvature term is half of what it should be (second order); "heun" and "taylor" are
+    "public" with the second-order steps of "lagrange" (diffusers' and the paper's code's options of those names).
     ``method="singlestep"`` (1, 2S, 3S): ``order`` evaluations a step, stages at 1/2 (order 2), 1/3 and 2/3 (order 3) of the
     step in lam. ``method="fast"``: the same with stages on grid points, N evaluations on N grid steps. Variants as in
     :func:`dpm_solver`.
@@ -75,7 +75,9 @@ def dpm_solver(
 
     ``variant``: "midpoint" (default; "public" is the same here), the formulas above; "lagrange", exact quadrature on the
     stages, with the last stage's slope scaled so that order 3 holds wherever the first stage is up to 0.6 of the step:
-    fast tables on uneven grids need it, the published formula being of order 3 only as stage 2 tends to 2/3.
+    fast tables on uneven grids need it, the published formula being of order 3 only as stage 2 tends to 2/3; "taylor", the
+    same without that scaling (the paper's code's option); "heun", exact quadrature in order 2 and the formula above in order 3
+    (diffusers' option).
     ``nfe``: refuse a table that does not cost exactly this many evaluations. Raises ValueError for other orders and names.
     """
     return _dpm(process, grid, "noise", order, method, variant, lower_order_final, nfe, "dpm_solver()")
@@ -188,7 +190,7 @@ def _stage_weights(points: list[Point], target: int, form: str, variant: str) ->
     nodes = [(p.lam - at.lam) / h for p in points[:target]]
     psi0, psi1 = weights.moments(H, 2)
     if target == 2:
-        if to is end and variant != "lagrange":
+        if to is end and variant in ("midpoint", "public"):
             slope = psi0 / (2 * nodes[1])
         else:
             slope = psi1 / nodes[1]
@@ -197,7 +199,7 @@ def _stage_weights(points: list[Point], target: int, form: str, variant: str) ->
                 r2 = (to.lam - at.lam) / (end.lam - at.lam)
                 slope *= 2 * (r2 - r[1]) / ((2 - 3 * r[1]) * r2)
         return [psi0 - slope, slope]
-    if variant == "lagrange":
+    if variant in ("lagrange", "taylor"):
         return list(weights.exponential(H, nodes))
     slope = psi1 / nodes[2]
     return [psi0 - slope, 0.0, slope]

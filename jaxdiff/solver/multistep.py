@@ -17,6 +17,7 @@ from jaxdiff.solver.tape import Expression, Tape
 __all__ = ["multistep"]
 
 TAILS = ("auto", "always", "zero", "never")
+VARIANTS = ("midpoint", "lagrange", "public", "heun", "taylor")
 
 
 def allowed_order(grid: Grid, i: int, order: int, lower_order_final: str, *, reaches_zero: bool = False) -> int:
@@ -52,13 +53,13 @@ def taylor_weights(H: float, nodes: np.ndarray, variant: str) -> np.ndarray:
 
     "lagrange": exact for the interpolant. "midpoint": the same but two nodes use ``psi_0 (D_0 - D_1)/(2 r)``, the published
     second-order form. "public": midpoint, and three nodes with half the curvature term, the published third-order
-    code's, which is of second order.
+    code's, which is of second order. "heun" and "taylor": that, with two nodes exact.
     """
-    if variant != "lagrange" and nodes.size == 2:
+    if variant in ("midpoint", "public") and nodes.size == 2:
         psi = weights.moments(H, 1)[0]
         slope = -0.5 * psi / nodes[1]
         return np.array([psi + slope, -slope])
-    if variant == "public" and nodes.size == 3:
+    if variant in ("public", "heun", "taylor") and nodes.size == 3:
         return np.linalg.solve(np.vander(nodes, increasing=True).T, weights.moments(H, 3) * [1.0, 1.0, 0.5])
     return weights.exponential(H, nodes)
 
@@ -69,7 +70,7 @@ def multistep(
     """``x_s = ratio x_t + scale sum_j w_j d_j`` on the last ``order`` predictions of ``form``; see :func:`taylor_weights`."""
     grid = as_grid(process, grid)
     check_order(order, (1, 2, 3, 4) if variant == "lagrange" else (1, 2, 3), f"{solver} with variant {variant!r}")
-    check_choice("variant", variant, ("midpoint", "lagrange", "public"))
+    check_choice("variant", variant, VARIANTS)
     check_tail(lower_order_final)
     tape = Tape(process, grid[0])
     history: list[Node] = []

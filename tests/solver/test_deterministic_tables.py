@@ -98,7 +98,7 @@ def test_costs():
         (functools.partial(solver.dpm_solver, order=4), "order: 4.*1, 2, 3"),
         (functools.partial(solver.dpm_solver_pp, order=4), "order: 4.*1, 2, 3"),
         (functools.partial(solver.dpm_solver, method="quick"), "method: 'quick'.*fast"),
-        (functools.partial(solver.dpm_solver_pp, variant="heun"), "variant: 'heun'.*lagrange"),
+        (functools.partial(solver.dpm_solver_pp, variant="heum"), "variant: 'heum'.*lagrange"),
         (functools.partial(solver.unipc, variant="bh3"), "variant: 'bh3'.*bh1"),
         (functools.partial(solver.unipc, corrector=[True, False]), "corrector: 2 values"),
         (functools.partial(solver.unipc, lower_order_final="maybe"), "lower_order_final: 'maybe'.*auto"),
