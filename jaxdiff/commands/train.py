@@ -41,8 +41,9 @@ def open_workdir(path: str, config: ConfigDict, hold: contextlib.ExitStack, chan
     """The working directory, made if missing, locked in ``hold``, holding ``config`` as config.json.
 
     Raises ConfigError when it cannot be written, holds something else, or holds another config: the differences are
-    shown, and ``change=True`` accepts them. Nothing is written before all checks have passed, the config not before the
-    lock is held: a second run must not change what a live one reads.
+    shown, and ``change=True`` accepts them; CheckpointError when a newer jaxdiff went on from here. Nothing is written
+    before all checks have passed, the config not before the lock is held: a second run must not change what a live one
+    reads.
     """
     workdir = epath.Path(path)
     stored = workdir / "config.json"
@@ -62,6 +63,8 @@ def open_workdir(path: str, config: ConfigDict, hold: contextlib.ExitStack, chan
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         hold.enter_context(WorkdirLock(workdir))
+        if (workdir / "checkpoints").is_dir():
+            Checkpointer(workdir / "checkpoints", read_only=True).check_version()
         config_lib.store(config, stored)
     except OSError as error:
         raise ConfigError(f"workdir: cannot write to {path} ({error.strerror or error})") from None

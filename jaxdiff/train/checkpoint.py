@@ -146,6 +146,15 @@ class Checkpointer:
         """The caller's meta of a checkpoint (its record is verified, its arrays are not read)."""
         return open_record(self._path(step)).payload["meta"]
 
+    def check_version(self) -> None:
+        """Raise CheckpointError if a run that went on from here would meet a checkpoint of another format."""
+        for step in reversed(self.steps()):
+            try:
+                open_record(self._path(step))
+            except DamagedStep:
+                continue
+            return
+
     def verify(self, step: int) -> str | None:
         """Read a whole checkpoint on the host; None if every digest matches, else what is wrong with it."""
         fault = verify(self._path(step))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from jaxdiff import cli
 from jaxdiff.train.checkpoint import Checkpointer
+from jaxdiff.train.checkpoint_files import seal
+from jaxdiff.train.checkpoint_read import FORMAT
 from jaxdiff.train.lock import WorkdirLock
 
 CONFIG = """
@@ -146,6 +149,107 @@ def test_second_run_changes_nothing_of_a_live_one(config_file, finished, capsys)
         message = one_line(capsys, *argv, "--config.optimiser.learning_rate=0.5")
     assert "in use" in message
     assert (finished / "config.json").read_text() == stored
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_newer_checkpoint_is_refused_and_nothing_is_touched(config_file, finished, tmp_path, capsys):
+    """A run that a later jaxdiff went on with, taken up by this one, which would also have changed the config."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    newest = workdir / "checkpoints" / "100" / "meta" / "record.json"
+    record = json.loads(newest.read_text())["payload"]
+    record["format"], record["versions"]["jaxdiff"] = FORMAT + 1, "9.0"
+    newest.write_text(seal(record))
+    before = contents(workdir)
+    argv = ["--config", config_file, "--workdir", str(workdir)]
+    message = one_line(capsys, "train", *argv, "--config.train.log_every=7")
+    assert f"has format {FORMAT + 1}" in message and "9.0" in message and str(newest.parent.parent) in message
+    assert contents(workdir) == before
+    # nor does sampling walk past it to an older one
+    assert f"has format {FORMAT + 1}" in one_line(capsys, "sample", "--workdir", str(workdir))
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_best_checkpoint_by_a_logged_metric_is_kept(config_file, tmp_path, mode, capsys):
+    workdir = tmp_path / "run"
+    settings = {"steps": 60, "save_every": 10, "keep_last": 1, "best_metric": "loss", "best_mode": mode}
+    flags = [f"--config.train.{name}={value}" for name, value in settings.items()]
+    assert cli.main(["train", "--config", config_file, "--workdir", str(workdir), *flags]) == 0
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert sorted(losses) == [10, 20, 30, 40, 50, 60]
+    best = min(losses, key=losses.get) if mode == "min" else max(losses, key=losses.get)
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpointer:
+        assert checkpointer.steps() == sorted({best, 60})
+        assert all(checkpointer.verify(step) is None for step in checkpointer.steps())
+    if mode == "max":
+        assert best < 60  # the loss falls, so this is not also the newest
+
+
+# half of the run in one time zone; the rest in another, with the clock set back by a year
+ELSEWHERE = """
+import sys, time
+true, year = time.time, 365 * 86400
+time.time = lambda: true() - year
+from jaxdiff import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_clock_and_time_zone_do_not_matter(config_file, finished, tmp_path):
+    workdir = tmp_path / "run"
+    command = ["train", "--config", config_file, "--workdir", str(workdir)]
+    here = environment() | {"TZ": "Pacific/Auckland"}
+    killed = subprocess.run([sys.executable, "-c", DIE, "63", *command], env=here, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    there = environment() | {"TZ": "America/Los_Angeles"}
+    again = subprocess.run([sys.executable, "-c", ELSEWHERE, *command], env=there, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    straight, resumed = leaves(finished), leaves(workdir)
+    for name, value in straight.items():
+        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(10, 101, 10))
+    assert all(0 <= row["goodput"] <= 1 for row in rows if "goodput" in row)
+
+
+def test_full_disk_is_one_line_and_loses_nothing(config_file, tmp_path):
+    """Files may not grow beyond 300 kB, as on a full disk: the arrays do not fit, the old checkpoint stays."""
+    workdir = tmp_path / "run"
+    more = ["--config.network.width=320", "--config.train.steps=40", "--config.train.save_every=20"]
+    killed = subprocess.run(
+        [sys.executable, "-c", DIE, "25", "train", "--config", config_file, "--workdir", str(workdir), *more],
+        env=environment(), capture_output=True,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpointer:
+        assert checkpointer.steps() == [20]
+    command = [
+        "bash",
+        "-c",
+        'ulimit -f 300; exec "$@"',
+        "bash",
+        sys.executable,
+        "-m",
+        "jaxdiff.cli",
+        "train",
+        "--config",
+        config_file,
+        "--workdir",
+        str(workdir),
+        *more,
+    ]
+    stopped = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    last = stopped.stderr.strip().splitlines()[-1]
+    assert stopped.returncode == 2 and "checkpoint 40 could not be written" in last and "intact are [20]" in last
+    again = train(config_file, workdir, *more)
+    assert again.returncode == 0, again.stderr
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpointer:
+        assert checkpointer.latest_verified_step() == 40
 
 
 def test_foreign_workdir_is_left_alone(config_file, tmp_path, capsys):
