@@ -8,7 +8,7 @@ other, in closed form), :func:`klub` (a bound on the Kullback-Leibler divergence
 :func:`fit`. Same seed, same table; :func:`save` and :func:`load` write any of them as arrays and JSON.
 """
 
-from jaxdiff.solver.learn.bespoke import bespoke, scale_time
+from jaxdiff.solver.learn.bespoke import bespoke, midpoint, scale_time, step_bound
 from jaxdiff.solver.learn.compensation import compensated, dc
 from jaxdiff.solver.learn.family import LEAVES, Family, family, one_block
 from jaxdiff.solver.learn.files import load, save
@@ -32,8 +32,10 @@ __all__ = [
     "klub",
     "least_squares",
     "load",
+    "midpoint",
     "one_block",
     "save",
     "scale_time",
+    "step_bound",
     "trajectory",
 ]

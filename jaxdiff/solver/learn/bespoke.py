@@ -22,24 +22,49 @@ import numpy as np
 
 from jaxdiff import prediction
 from jaxdiff.process.process import Process
+from jaxdiff.solver.build import DATA, Rows, first_order, require_path
 from jaxdiff.solver.executor import advance, begin, rows_of
+from jaxdiff.solver.grid import Point, as_grid
 from jaxdiff.solver.learn.family import Family, one_block, shifted
 from jaxdiff.solver.learn.fit import Learned, fit
 from jaxdiff.solver.learn.trajectory import Trajectory, check_ends, trajectory
+from jaxdiff.solver.onestep import velocity_form
 from jaxdiff.solver.table import Table, freeze
 
-__all__ = ["bespoke", "scale_time", "step_bound"]
+__all__ = ["bespoke", "midpoint", "scale_time", "step_bound"]
 
 PARTS = ("time", "scale")
+
+
+def midpoint(process: Process, grid: Any) -> Table:
+    """The midpoint method in time, the paper's RK2: half an Euler step, then the whole step with the slope found there.
+
+    Order 2, 2 evaluations a step; a step to sigma = 0 is the jump to x0_hat. Raises ValueError for grids off the path.
+    """
+    grid = as_grid(process, grid)
+    require_path(grid, "midpoint", "points between the grid's")
+    rows = Rows(process, grid[0])
+    for i in range(len(grid)):
+        at, to = grid[i], grid[i + 1]
+        if to.sigma == 0:
+            rows.add(at, *first_order(at, to), form=DATA)
+            continue
+        h = to.time - at.time
+        c = process.coefficients(np.float64(at.time + h / 2))
+        half = Point(at.time + h / 2, float(c.alpha), float(c.sigma))
+        rows.add(at, [1.0], [h / 2], form=velocity_form(process, at), out=False)
+        rows.add(half, [1.0], [h, -h / 2], form=velocity_form(process, half))
+    return rows.table(grid[len(grid)])
 
 
 def scale_time(table: Table, process: Process, *, train: Sequence[str] = PARTS) -> Family:
     """The tables that are ``table`` on a scaled and re-timed path.
 
-    ``table``: deterministic, with velocity records (``euler``, ``heun``, ``rk4``; clock "time"). The last row may be the jump
-    to sigma = 0, which no scale and no clock changes. ``train``: "time" (``time``: logits that stretch the gaps between
-    the times evaluated at; ``pace``: log t' there) and "scale" (``scale``: log s after the start; ``slope``: s' times the
-    gap). All start at 0, which gives ``table`` back. Raises ValueError for other records and unknown parts.
+    ``table``: deterministic, with velocity records (``euler``, :func:`midpoint`, ``heun``, ``rk4``, in the clock "time"). The
+    last row may be the jump to sigma = 0, which no scale and no clock changes. ``train``: "time" (``time``: logits that
+    stretch the gaps between the times evaluated at; ``pace``: log t' there) and "scale" (``scale``: log s after the start;
+    ``slope``: s' times the gap). All start at 0, which gives ``table`` back. Raises ValueError for other records and
+    unknown parts.
     """
     block = one_block(table, "scale_time()")
     for name in train:
