@@ -135,6 +135,14 @@ FIELDS: dict[str, Field] = {
     "mesh.data": Field(-1, "devices that split the batch; -1: all that are left"),
     "mesh.fsdp": Field(1, "devices that split parameters (and the batch)"),
     "mesh.tensor": Field(1, "devices that split layers"),
+    "mesh.slices": Field(1, "slices (or processes) on a slower network that only data crosses; -1: as many as there are"),
+    "mesh.fsdp_mode": Field(
+        "auto", "who places the collectives of fsdp: XLA (auto) or jaxdiff", ("auto", "explicit")
+    ),
+    "mesh.rules": Field(
+        (), "((regex, spec), ...) by parameter path, spec such as '*, tensor'; before the network's own"
+    ),
+    "mesh.min_bytes": Field(4 * 2**20, "size from which a parameter is split over fsdp without a rule"),
     "solver.name": Field("dpm_solver_pp", "sampler", tuple(NAMES["solver"])),
     "solver.steps": Field(20, "steps of the time grid, at least 1"),
     "solver.grid": Field("uniform", "time grid", tuple(NAMES["grid"])),
@@ -233,6 +241,8 @@ def check_type(path: str, value: Any) -> None:
         return
     if isinstance(wanted, dict) and isinstance(value, (dict, ConfigDict)):
         return
+    if isinstance(wanted, tuple) and isinstance(value, (list, tuple)):
+        return
     if type(value) is not type(wanted):
         kind = {
             "int": "a whole number",
@@ -240,6 +250,7 @@ def check_type(path: str, value: Any) -> None:
             "bool": "True or False",
             "str": "text",
             "dict": "a dict",
+            "tuple": "a list",
         }
         raise ConfigError(f"config.{path}: {value!r} given; need {kind[type(wanted).__name__]}")
 
@@ -324,6 +335,7 @@ LEAST = {
     "train.log_every": 1,
     "train.save_every": 1,
     "train.keep_last": 1,
+    "mesh.min_bytes": 1,
     "solver.steps": 1,
     "sample.num": 1,
     "sample.batch_size": 1,

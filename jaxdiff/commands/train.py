@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxdiff import config as config_lib
-from jaxdiff.commands import assemble, draw
+from jaxdiff.commands import assemble, draw, layout
 from jaxdiff.config import ConfigError
 from jaxdiff.data import pipeline
 from jaxdiff.eval import image_grid, loss_curves, toy_panels
@@ -24,7 +24,7 @@ from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.config_diff import check_same_config
 from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
-from jaxdiff.train.mesh import check_batch_size, make_mesh, replicated
+from jaxdiff.train.mesh import check_batch_size, replicated
 
 __all__ = ["open_workdir", "read_metrics", "run"]
 
@@ -86,7 +86,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
     distributed.initialise()
     source = assemble.dataset(config, config.data.split)
     made = assemble.setup(config, source)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = layout.mesh(config)
     check_batch_size(config.data.batch_size, mesh, config.train.accumulate)
     batches = pipeline(
         source,
@@ -116,6 +116,9 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 steps=t.steps,
                 seed=config.seed,
                 mesh=mesh,
+                rules=layout.rules(config, mesh.shape["tensor"]),
+                min_bytes=config.mesh.min_bytes,
+                parallel=layout.route(config),
                 accumulate=t.accumulate,
                 compute_dtype=jnp.bfloat16 if t.precision == "bfloat16" else None,
                 checkpointer=checkpointer,

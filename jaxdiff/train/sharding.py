@@ -6,6 +6,8 @@ axis names and None (``(None, "tensor")``), or the word ``"replicated"``. Whatev
 every path without a rule, gets the automatic treatment: arrays of at least ``min_bytes`` are split over
 ``fsdp`` along their largest free dimension that divides.
 
+As text a specification is axis names between commas, ``*`` for a dimension left open: ``"*, tensor"``.
+
 The same specification holds for a parameter, its moving averages and its optimiser moments: they are
 found by path, so no layout has to be declared twice.
 """
@@ -22,6 +24,63 @@ from jax.sharding import PartitionSpec as P
 
 Rule = tuple[str, Any]
 MIN_BYTES = 4 * 2**20
+
+
+# Splitting over ``tensor`` where nothing else is asked: matrices that widen by column, those that narrow again by row, so
+# that what lies between them stays split and one sum follows each pair. The paths are those of ``jaxdiff.network``.
+_ATTENTION: tuple[Rule, ...] = (
+    (r"attention/qkv/kernel$", (None, "tensor")),
+    (r"attention/qkv/bias$", ("tensor",)),
+    (r"attention/out/kernel$", ("tensor",)),
+)
+TENSOR_RULES: dict[str, tuple[Rule, ...]] = {
+    "dit": (
+        *_ATTENTION,
+        (r"mlp_in/kernel$", (None, "tensor")),
+        (r"mlp_in/bias$", ("tensor",)),
+        (r"mlp_out/kernel$", ("tensor",)),
+    ),
+    "unet": (
+        *_ATTENTION,
+        (r"conv_0/kernel$", (None, None, None, "tensor")),
+        (r"conv_0/bias$", ("tensor",)),
+        (r"conv_1/kernel$", (None, None, "tensor")),
+    ),
+    "mlp": (
+        (r"block_\d+_(0|c)/kernel$", (None, "tensor")),
+        (r"block_\d+_0/bias$", ("tensor",)),
+        (r"block_\d+_1/kernel$", ("tensor",)),
+    ),
+}
+
+
+def parse_rules(given: Any, where: str = "mesh.rules") -> tuple[Rule, ...]:
+    """Rules as a config holds them, ``((regex, spec), ...)``, lists or tuples, with specs as text where that is handier.
+
+    Raises:
+        ValueError: naming the rule that is no pair, has no regular expression, or no specification.
+    """
+    out: list[Rule] = []
+    for number, rule in enumerate(given):
+        here = f"{where}[{number}]={rule!r}"
+        if isinstance(rule, str) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise ValueError(f"{here}: need a pair (regular expression, specification)")
+        pattern, spec = rule
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{here}: {pattern!r} is no regular expression ({error})") from None
+        if isinstance(spec, str) and spec != "replicated":
+            words = [word.strip() for word in spec.split(",")]
+            if not all(word == "*" or word.isidentifier() for word in words):
+                raise ValueError(f"{here}: need axis names and * between commas, or 'replicated'")
+            spec = tuple(None if word == "*" else word for word in words)
+        elif isinstance(spec, list | tuple):
+            spec = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in spec)
+        elif spec != "replicated":
+            raise ValueError(f"{here}: need axis names and * between commas, a tuple of them, or 'replicated'")
+        out.append((pattern, spec))
+    return tuple(out)
 
 
 def path_name(path: tuple) -> str:
