@@ -132,6 +132,8 @@ def edm(
     grid: Any,
     *,
     heun: bool = True,
+    clock: str = "rho",
+    variant: str = "jump",
     s_churn: float = 0.0,
     s_min: float = 0.0,
     s_max: float = float("inf"),
@@ -143,8 +145,10 @@ def edm(
     Before step i, noise is raised to ``rho_hat = rho (1 + gamma)``, ``gamma = min(s_churn/N, sqrt(2) - 1)`` if
     ``s_min <= rho <= s_max``, by adding ``s_noise sqrt(rho_hat^2 - rho^2) z``. N is the number of steps. Noise added before an
     evaluation is the C of the row before it; before the first, the table's ``start_noise``. On paths with alpha != 1 the
-    first step has no churn and rho_hat stays within the grid's range (there the path has nothing beyond). Order 2
-    (weak order 2 at fixed s_churn); ``s_noise != 1`` leaves a variance floor by design.
+    first step has no churn (a start takes noise, not a scale) and rho_hat stays within the process's range. Order 2
+    (weak order 2 at fixed s_churn); ``s_noise != 1`` leaves a variance floor by design. ``clock="time"``: the slopes are the
+    path's velocities in its time, the paper's general sampler, as in :func:`heun`. A step to sigma = 0 is the exact jump to
+    x0_hat; ``variant="public"`` makes it the published Euler step, which in the clock "time" leaves part of the noise.
     """
     grid = as_grid(process, grid)
     if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
@@ -155,6 +159,9 @@ def edm(
     if s_churn > 0:
         require_gaussian(process, f"edm(s_churn={s_churn:g})")
         require_path(grid, f"edm(s_churn={s_churn:g})", "points between the grid's")
+    check_clock(clock, grid, "edm")
+    check_choice("variant", variant, ("jump", "public"))
+    slope = (lambda point: NOISE) if clock == "rho" else (lambda point: velocity_form(process, point))
     hats = [_hat(process, grid, i, s_churn, s_min, s_max) for i in range(len(grid))]
     rows = Rows(process, grid[0])
     rows.start_noise = _added(grid[0], hats[0], s_noise)
@@ -163,13 +170,16 @@ def edm(
         after = hats[i + 1] if i + 1 < len(grid) else to
         gain = after.alpha / to.alpha if to.alpha > 0 else 1.0
         std = _added(to, after, s_noise)
-        exact = to.sigma == 0 or at.alpha == 0
-        A, B = first_order(at, to) if exact else noise_step(at, to)
-        form = (1.0, 0.0) if exact else NOISE
-        if heun and not exact:
+        end = to.sigma == 0
+        exact = (end and variant == "jump") or (clock == "rho" and at.alpha == 0)
+        form = DATA if exact else slope(at)
+        A, B = (
+            first_order(at, to) if exact else noise_step(at, to) if clock == "rho" else ([1.0], [to.time - at.time])
+        )
+        if heun and not exact and not end:
             rows.add(at, A, B, form=form, out=False)
             half = B[0] / 2
-            rows.add(to, [gain], [gain * half, -gain * half], C=std, form=NOISE)
+            rows.add(to, [gain], [gain * half, -gain * half], C=std, form=slope(to))
         else:
             rows.add(at, [gain * A[0]], [gain * B[0]], C=std, form=form)
     return rows.table(grid[len(grid)], stochastic=s_churn > 0 if stochastic is None else stochastic or s_churn > 0)
@@ -185,7 +195,8 @@ def _hat(process: Process, grid: Grid, i: int, s_churn: float, s_min: float, s_m
     if not np.all(grid.alpha == 1):
         if i == 0:
             return point
-        rho = min(rho, grid[0].rho)
+        top = process.coefficients(np.float64(process.t_max))
+        rho = min(rho, float(top.sigma / top.alpha) if top.alpha > 0 else np.inf)
     time = float(process.time(-np.log(rho)))
     c = process.coefficients(np.float64(time))
     return Point(time, float(c.alpha), float(c.sigma))
