@@ -131,11 +131,14 @@ FIELDS: dict[str, Field] = {
     "train.profile": Field("", "steps to trace with jax.profiler into WORKDIR/profile, e.g. 100:105"),
     "train.nonfinite_limit": Field(10, "refused (non-finite) updates in a row after which training stops"),
     "train.tensorboard": Field(True, "write TensorBoard event files beside metrics.jsonl"),
+    "train.wandb": Field("", "Weights & Biases project to log to as well; empty: none (needs wandb)"),
     "train.sample_every": Field(0, "steps between sample pictures during training; 0: none"),
     "mesh.data": Field(-1, "devices that split the batch; -1: all that are left"),
     "mesh.fsdp": Field(1, "devices that split parameters (and the batch)"),
     "mesh.tensor": Field(1, "devices that split layers"),
-    "mesh.slices": Field(1, "slices (or processes) on a slower network that only data crosses; -1: as many as there are"),
+    "mesh.slices": Field(
+        1, "slices (or processes) on a slower network that only data crosses; -1: as many as there are"
+    ),
     "mesh.fsdp_mode": Field(
         "auto", "who places the collectives of fsdp: XLA (auto) or jaxdiff", ("auto", "explicit")
     ),
@@ -339,7 +342,7 @@ LEAST = {
     "solver.steps": 1,
     "sample.num": 1,
     "sample.batch_size": 1,
-    "eval.num": 2,
+    "eval.num": 5,
     "eval.subsets": 1,
 }
 

@@ -25,6 +25,7 @@ from jaxdiff.train.config_diff import check_same_config
 from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import check_batch_size, replicated
+from jaxdiff.train.metrics import WandbWriter, Writer, load_wandb
 
 __all__ = ["open_workdir", "read_metrics", "run"]
 
@@ -33,7 +34,7 @@ FREE = (
     *("solver", "guidance", "sample", "eval", "mesh", "data.data_dir", "data.in_memory"),
     *(f"train.{name}_every" for name in ("log", "save", "sample", "stats", "keep")),
     *("train.keep_last", "train.best_metric", "train.best_mode", "train.profile"),
-    *("train.tensorboard", "train.nonfinite_limit"),
+    *("train.tensorboard", "train.wandb", "train.nonfinite_limit"),
 )
 
 
@@ -83,6 +84,8 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
     """Train, from the newest checkpoint that verifies if there is one."""
     config_lib.check(config)
     profile = steps_to_trace(config.train.profile)
+    if config.train.wandb:
+        load_wandb(config.train.wandb)  # a missing package must be known before anything is written
     distributed.initialise()
     source = assemble.dataset(config, config.data.split)
     made = assemble.setup(config, source)
@@ -129,6 +132,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 workdir=workdir,
                 profile=profile,
                 tensorboard=t.tensorboard,
+                writers=_writers(config, workdir),
                 callbacks=_callbacks(made, workdir),
                 meta={"config": config.to_dict(), "levels": source.levels, "classes": made.num_classes},
             )
@@ -177,6 +181,13 @@ def everywhere(tree: Any, mesh: Any) -> Any:
     if jax.process_count() == 1:
         return tree
     return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
+
+
+def _writers(config: ConfigDict, workdir: epath.Path) -> list[Writer]:
+    """What takes rows besides metrics.jsonl and TensorBoard; process 0 alone writes."""
+    if not config.train.wandb or jax.process_index():
+        return []
+    return [WandbWriter(config.train.wandb, workdir, config.to_dict())]
 
 
 def _callbacks(made: assemble.Setup, workdir: epath.Path) -> list[Callback]:

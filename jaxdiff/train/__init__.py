@@ -8,7 +8,7 @@ from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.ema import Average, averages, decay, posthoc_weights, power
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import batch_sharding, make_mesh, put_batch, replicated
-from jaxdiff.train.metrics import JsonlWriter, MetricLog, NonFinite, TensorBoardWriter, Writer
+from jaxdiff.train.metrics import JsonlWriter, MetricLog, NonFinite, TensorBoardWriter, WandbWriter, Writer
 from jaxdiff.train.optimiser import OPTIMISERS, SCHEDULES, optimiser, schedule
 from jaxdiff.train.preempt import Preemption
 from jaxdiff.train.progress import Progress
@@ -33,6 +33,7 @@ __all__ = [
     "Step",
     "TensorBoardWriter",
     "TrainState",
+    "WandbWriter",
     "Writer",
     "abstract_state",
     "averages",

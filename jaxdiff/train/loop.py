@@ -5,16 +5,25 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from jaxdiff.train.mesh import check_batch_size, make_mesh, put_batch, put_replicated
-from jaxdiff.train.metrics import Clock, Goodput, JsonlWriter, MetricLog, NonFinite, TensorBoardWriter, Writer
+from jaxdiff.train.metrics import (
+    Clock,
+    Goodput,
+    JsonlWriter,
+    MetricLog,
+    NonFinite,
+    TensorBoardWriter,
+    Writer,
+    replace_text,
+)
 from jaxdiff.train.preempt import Preemption
 from jaxdiff.train.progress import Progress
 from jaxdiff.train.sharding import MIN_BYTES, Rule, sharding_table
@@ -173,9 +182,9 @@ def train(
     chief = jax.process_index() == 0
     writers = list(writers) if chief else []
     if chief and workdir is not None:
-        writers.append(JsonlWriter(pathlib.Path(workdir) / "metrics.jsonl", start))
+        writers.append(JsonlWriter(epath.Path(workdir) / "metrics.jsonl", start))
         if tensorboard:
-            writers.append(TensorBoardWriter(pathlib.Path(workdir) / "tensorboard", start))
+            writers.append(TensorBoardWriter(epath.Path(workdir) / "tensorboard", start))
     progress = Progress(steps, start, every=progress_every) if chief else None
     if progress and mesh.size > mesh.shape["data"]:
         progress.say(sharding_table(target.params, layout.params, min_bytes))
@@ -196,7 +205,8 @@ def train(
     def beat(step: int) -> None:
         # a supervisor looks for change, not for the time: clocks of two machines may differ
         if chief and workdir is not None:
-            _replace(pathlib.Path(workdir) / HEARTBEAT, {"step": step, "unix": time.time(), "pid": os.getpid()})
+            content = {"step": step, "unix": time.time(), "pid": os.getpid()}
+            replace_text(epath.Path(workdir) / HEARTBEAT, json.dumps(content))
 
     def report(step: int, examples: int) -> None:
         """Fetch the interval's metrics, write them, and stop if too many updates were refused."""
@@ -243,7 +253,7 @@ def train(
     waiting: collections.deque = collections.deque()
     batches = pipeline.stream(start, steps)
     first_traced, last_traced = profile or (0, 0)  # steps count from 1
-    traces = pathlib.Path(workdir or ".") / "profile"
+    traces = epath.Path(workdir or ".") / "profile"
     try:
         with Preemption() as preemption:
             while step < steps and not stopped:
@@ -312,13 +322,6 @@ def train(
         for writer in writers:
             writer.close()
     return Outcome(state=state, step=step, preempted=stopped, row=row)
-
-
-def _replace(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Write a small JSON file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(dict(content)), encoding="utf-8")
-    os.replace(part, path)
 
 
 def _last_good(checkpointer: Any) -> str:

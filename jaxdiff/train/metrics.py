@@ -2,19 +2,22 @@
 
 ``MetricLog`` holds the device scalars of every step since the last log and turns them into one row of plain
 floats with a single fetch. ``Clock`` measures steps on the host. Writers take rows: ``JsonlWriter`` always,
-``TensorBoardWriter`` (tensorboardX, no TensorFlow) when asked.
+``TensorBoardWriter`` (tensorboardX, no TensorFlow) and ``WandbWriter`` when asked.
 """
 
+import importlib
 import json
 import math
 import os
-import pathlib
 import statistics
 import time
+import uuid
+from types import ModuleType
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from etils import epath
 
 _FLAGS = ("active", "skipped", "skipped_in_a_row")
 
@@ -194,29 +197,41 @@ class JsonlWriter:
     """
 
     def __init__(self, path: str | os.PathLike, resume_step: int = 0):
-        self.path = pathlib.Path(path)
+        self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self._keep_until(resume_step)
-        self._file = open(self.path, "a", encoding="utf-8")
-
-    def _keep_until(self, step: int) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if (row := _row_step(line)) is not None and row <= step]
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if (row := _row_step(line)) is not None and row <= resume_step]
+        # an object in a bucket cannot be appended to: it is written anew with every row
+        self._lines = kept if "://" in os.fspath(self.path) else None
         if kept != lines:
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(part, self.path)
+            replace_text(self.path, "".join(line + "\n" for line in kept))
+        self._file = self.path.open("a") if self._lines is None else None
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """Append a row and flush it."""
         clean = {key: _plain(value) for key, value in row.items()}
-        self._file.write(json.dumps({"step": int(step), **clean}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": int(step), **clean})
+        if self._lines is not None:
+            self._lines.append(line)
+            self.path.write_text("\n".join(self._lines) + "\n")
+        elif self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def replace_text(path: epath.Path, text: str) -> None:
+    """Write a small file whole or not at all; an object in a bucket always is."""
+    if "://" in os.fspath(path):
+        path.write_text(text)
+        return
+    part = path.parent / (path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _row_step(line: str) -> int | None:
@@ -252,3 +267,45 @@ class TensorBoardWriter:
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
+
+
+def load_wandb(project: str) -> ModuleType:
+    """Import wandb, or say in one line (ModuleNotFoundError) which field wanted it and what brings it."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"config.train.wandb={project!r} needs wandb ({error}); install jaxdiff[wandb], or leave the field empty"
+        ) from error
+
+
+class WandbWriter:
+    """Weights & Biases, loaded on construction. A run that is started again goes on as the same W&B run.
+
+    Args:
+        project: the W&B project.
+        directory: the working directory; holds ``wandb.json`` with the run's id, and W&B's own files if it is local.
+        config: shown beside the run.
+
+    Raises:
+        ModuleNotFoundError: one line, if wandb is not installed.
+    """
+
+    def __init__(self, project: str, directory: str | os.PathLike, config: dict[str, Any] | None = None):
+        wandb = load_wandb(project)
+        folder = epath.Path(directory)
+        card = folder / "wandb.json"
+        if not card.exists():
+            replace_text(card, json.dumps({"id": uuid.uuid4().hex}) + "\n")
+        number = json.loads(card.read_text())["id"]
+        local = None if "://" in os.fspath(folder) else os.fspath(folder)
+        self._run = wandb.init(project=project, id=number, resume="allow", dir=local, config=config or {})
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """One row; what is not finite is left out."""
+        clean = {key: _plain(value) for key, value in row.items()}
+        self._run.log({key: value for key, value in clean.items() if value is not None}, step=int(step))
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()

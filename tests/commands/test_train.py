@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -198,6 +199,45 @@ time.time = lambda: true() - year
 from jaxdiff import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+class FakeWandb(types.ModuleType):
+    """What of wandb is used: ``init`` gives a run with ``log`` and ``finish``."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs = []
+
+    def init(self, **settings):
+        run = types.SimpleNamespace(settings=settings, rows=[], finished=False)
+        run.log = lambda row, step: run.rows.append((step, row))
+        run.finish = lambda: setattr(run, "finished", True)
+        self.runs.append(run)
+        return run
+
+
+def test_wandb_gets_every_row_and_a_restart_goes_on_as_the_same_run(config_file, tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    workdir = tmp_path / "run"
+    argv = ["train", "--config", config_file, "--workdir", str(workdir), "--config.train.wandb=moons"]
+    assert cli.main([*argv, "--config.train.steps=30"]) == 0
+    assert cli.main([*argv, "--config.train.steps=50", "--allow-config-change"]) == 0
+    first, second = wandb.runs
+    assert first.finished and second.finished and first.settings["id"] == second.settings["id"]
+    assert first.settings["project"] == "moons" and first.settings["resume"] == "allow"
+    assert first.settings["config"]["network"]["width"] == 16
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = {step: row["loss"] for step, row in first.rows + second.rows if "loss" in row}
+    assert logged == {row["step"]: row["loss"] for row in rows if "loss" in row} and len(logged) == 5
+
+
+def test_missing_wandb_is_one_line_before_anything_is_written(config_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    argv = ["--config", config_file, "--workdir", str(tmp_path / "run"), "--config.train.wandb=moons"]
+    message = one_line(capsys, "train", *argv)
+    assert "config.train.wandb='moons' needs wandb" in message and "install jaxdiff[wandb]" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_clock_and_time_zone_do_not_matter(config_file, finished, tmp_path):
