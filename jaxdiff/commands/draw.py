@@ -34,12 +34,20 @@ def averaged(state: Any) -> Any:
 
 
 def load_run(path: str, overrides: dict[str, str]) -> tuple[assemble.Setup, Any, Any]:
-    """``(setup, params, training set)`` of a finished or running training, with dotted overrides applied."""
+    """``(setup, params, training set)`` of a finished or running training, with dotted overrides applied.
+
+    Overrides of what training fixed (process, network, target, ...) are refused: the parameters would be given another
+    meaning than they were trained for.
+    """
     workdir = epath.Path(path)
     stored = workdir / "config.json"
     if not stored.exists():
         raise ConfigError(f"workdir: {path} holds no config.json; train there first")
     config = config_lib.check(config_lib.apply_overrides(config_lib.restore(stored), overrides))
+    for field in overrides:
+        if field.partition(".")[0] not in config_lib.RELEVANT["eval"]:
+            allowed = ", ".join(sorted(config_lib.RELEVANT["eval"]))
+            raise ConfigError(f"config.{field}: fixed by the training of {path}; allowed here: fields of {allowed}")
     source = assemble.dataset(config, config.data.split)
     made = assemble.setup(config, source)
     if not (workdir / "checkpoints").exists():
@@ -88,14 +96,15 @@ def many(made: assemble.Setup, d: Any, count: int, *, seed: int, cond: np.ndarra
 
 def run(path: str, overrides: dict[str, str], out: str | None, num: int | None, label: int | None) -> epath.Path:
     """`jaxdiff sample`: ``out`` .png draws a picture, .npz streams all samples (resumable) and draws one too."""
-    made, params, source = load_run(path, overrides)
-    config = made.config
-    count = config.sample.num if num is None else num
-    if count < 1:
-        raise ConfigError(f"num: {count} given; need at least 1")
     target = epath.Path(out) if out else epath.Path(path) / "samples.png"
     if target.suffix not in (".png", ".npz"):
         raise ConfigError(f"out: {out!r} given; need a name ending in .png or .npz")
+    if num is not None and num < 1:
+        raise ConfigError(f"num: {num} given; need at least 1")
+    made, params, source = load_run(path, overrides)
+    config = made.config
+    count = config.sample.num if num is None else num
+    check_writable(target, "out")
     d = assemble.guided(made, assemble.denoiser(made, params), config.guidance.name, config.guidance.scale)
     wanted = assemble.labels_for(made, count, label)
     if target.suffix == ".npz":
@@ -116,6 +125,20 @@ def run(path: str, overrides: dict[str, str], out: str | None, num: int | None, 
     else:
         scatter(first, picture)
     return target
+
+
+def check_writable(target: epath.Path, field: str) -> None:
+    """Refuse a file that cannot be written, making its folder: now, and not after hours of sampling."""
+    folder = target.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise ConfigError(f"{field}: {target} is a folder; give a file name")
+        probe = folder / f".{target.name}.writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{field}: cannot write to {folder} ({error.strerror or error})") from None
 
 
 def scatter(points: np.ndarray, path: Any) -> None:

@@ -10,6 +10,7 @@ from etils import epath
 
 from jaxdiff.commands import assemble, draw
 from jaxdiff.eval import class_agreement, default_network, image_grid, report, report_table
+from jaxdiff.eval.report import quotas
 
 __all__ = ["run"]
 
@@ -22,13 +23,15 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
     """
     made, params, source = draw.load_run(path, overrides)
     config, workdir = made.config, epath.Path(path)
+    draw.check_writable(workdir / "metrics.json", "workdir")
     heldout = assemble.dataset(config, config.data.heldout)
     plain = assemble.denoiser(made, params)
     real, train = heldout.examples(), source.examples()
     count = config.eval.num
     wanted = None
     if made.num_classes:
-        wanted = np.resize(real["label"], count).astype(np.int32)
+        classes = quotas(real["label"], count)
+        wanted = np.repeat(np.arange(len(classes), dtype=np.int32), classes)
     samples = draw.quantise(
         draw.many(made, plain, count, seed=config.sample.seed + 1, cond=wanted, title="unguided"), source.levels
     )

@@ -57,7 +57,7 @@ def default_network(image_shape: tuple[int, ...]) -> FeatureNetwork:
     return digits_network() if tuple(image_shape) == IMAGE_SHAPE else pixels()
 
 
-def _quotas(labels: np.ndarray, count: int) -> np.ndarray:
+def quotas(labels: np.ndarray, count: int) -> np.ndarray:
     """``count`` split over the classes in the proportions of ``labels``, by largest remainder."""
     share = np.bincount(labels) * (count / len(labels))
     quotas = np.floor(share + 1e-9).astype(int)
@@ -84,7 +84,7 @@ def _label_array(labels: Any, size: int, name: str) -> np.ndarray:
 def _feasible(heldout: np.ndarray, pools: tuple[np.ndarray, np.ndarray], count: int) -> int:
     """The largest count, at most the one given, whose class quotas both pools can fill."""
     have = [np.bincount(pool, minlength=heldout.max() + 1)[: heldout.max() + 1] for pool in pools]
-    while count and (_quotas(heldout, count) > np.minimum(*have)).any():
+    while count and (quotas(heldout, count) > np.minimum(*have)).any():
         count -= 1
     return count
 
@@ -156,11 +156,11 @@ def report(
     values: dict[str, dict[str, list[float]]] = {}
     for index in range(subsets):
         generator = np.random.default_rng((seed, index))
-        quotas = _quotas(labels["heldout"], count) if stratified else None
+        wanted = quotas(labels["heldout"], count) if stratified else None
         drawn = {}
         for name in sets:
             own = labels[name] if stratified else None
-            drawn[name] = generator.permutation(_draw(generator, len(sets[name]), count, own, quotas))
+            drawn[name] = generator.permutation(_draw(generator, len(sets[name]), count, own, wanted))
         reference, few = drawn["heldout"], drawn["heldout"][:limited]
         for side, name in (("samples", "samples"), ("floor", "train")):
             x, x_few = drawn[name], drawn[name][:limited]

@@ -1,6 +1,11 @@
 """`jaxdiff sample` and `eval` on a tiny trained run."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -55,6 +60,54 @@ def test_npz_is_streamed_and_resumable(run, tmp_path, monkeypatch):
         np.testing.assert_allclose(file["x0"], many, atol=1e-5)
 
 
+# `jaxdiff sample` that says how much memory it needed
+CHILD = """
+import resource, sys
+from jaxdiff import cli
+status = cli.main(sys.argv[1:])
+print("MAXRSS", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(status)
+"""
+
+
+def child(run, out, num):
+    argv = ["sample", "--workdir", str(run), "--out", str(out), "--num", str(num), "--config.sample.batch_size=2000"]
+    return subprocess.Popen([sys.executable, "-c", CHILD, *argv], stdout=subprocess.PIPE, text=True)
+
+
+def kibibytes(process):
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return int(text.split("MAXRSS")[1])
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_survive_kill_nine_in_little_memory(run, tmp_path):
+    """51 MB of samples: SIGKILL in the middle, and the file is bitwise that of a run left alone; memory is one chunk's."""
+    few = kibibytes(child(run, tmp_path / "few.npz", 2000))
+    many = kibibytes(child(run, tmp_path / "straight.npz", 200_000))
+    assert (tmp_path / "straight.npz").stat().st_size > 200_000 * 64 * 4
+    assert many - few < 25 * 1024, (few, many)
+    victim, chunks = child(run, tmp_path / "killed.npz", 200_000), tmp_path / "killed.npz.partial"
+    deadline = time.monotonic() + 200
+    while len(list(chunks.glob("*.npy"))) < 20 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    done = {file.name: file.stat().st_mtime_ns for file in chunks.glob("*.npy")}
+    assert 20 <= len(done) < 100 and not (tmp_path / "killed.npz").exists()
+    # what is finished is kept: a second victim writes further chunks only
+    second = child(run, tmp_path / "killed.npz", 200_000)
+    while len(list(chunks.glob("*.npy"))) < len(done) + 5 and second.poll() is None:
+        time.sleep(0.005)
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait()
+    assert all((chunks / name).stat().st_mtime_ns == written for name, written in done.items())
+    kibibytes(child(run, tmp_path / "killed.npz", 200_000))
+    assert not chunks.exists()
+    assert (tmp_path / "killed.npz").read_bytes() == (tmp_path / "straight.npz").read_bytes()
+
+
 def test_chunks_of_another_run_are_refused(run, tmp_path, capsys):
     folder = tmp_path / "a.npz.partial"
     folder.mkdir()
@@ -70,14 +123,41 @@ BAD = [
     (["--out", "x.jpg"], ".png or .npz"),
     (["--config.solver.name=hein"], "did you mean 'heun'"),
     (["--config.guidance.name=cfgg"], "did you mean"),
+    (["--config.guidance.scale=high"], "config.guidance.scale: 'high' given; need a number"),
+    (["--label", "-1"], "label: -1 given; allowed: 0..9"),
+    (["--out", "/proc/none/x.npz"], "out: cannot write to /proc/none"),
+    (["--config.solver.grid=edm"], "did you mean 'edm_rho'"),
+    (["--config.solver.grid_options={'t_min': -1}"], "t_min: -1 given"),
+    (["--config.solver.name=dpm_solver_pp", "--config.solver.order=9"], "order: 9"),
+    (["--config.process.name=vp"], "config.process.name: fixed by the training of"),
+    (["--config.objective.target=data"], "allowed here: fields of data, eval, guidance, sample, solver"),
+    (["--config.data.name=toy2d:rings"], "checkpoint"),
 ]
 
 
-@pytest.mark.parametrize(("flags", "expected"), BAD, ids=[" ".join(b[0]) for b in BAD])
-def test_bad_input(run, capsys, flags, expected):
-    assert cli.main(["sample", "--workdir", str(run), *flags]) == 2
-    message = capsys.readouterr().err.strip()
-    assert expected in message and "\n" not in message
+BAD_EVAL = [
+    (["--config.data.heldout=tset"], "did you mean 'test'"),
+    (["--config.eval.num=2"], "config.eval.num: 2 given; need at least 5"),
+    (["--config.eval.subsets=0"], "config.eval.subsets: 0 given"),
+    (["--config.data.name=npz:/nowhere.npz"], "/nowhere.npz"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "expected"),
+    [("sample", *b) for b in BAD] + [("eval", *b) for b in BAD_EVAL],
+    ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else "",
+)
+def test_bad_input(run, capsys, monkeypatch, command, flags, expected):
+    def compiled(*args, **kwargs):
+        raise AssertionError("sampling began")
+
+    monkeypatch.setattr(draw.solver, "sample", compiled)
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    assert cli.main([command, "--workdir", str(run), *flags]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"jaxdiff {command}: ") and expected in message
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 
 def test_no_run_there(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 from jaxdiff import data, metric
 from jaxdiff import eval as ev
 from jaxdiff.eval import classifier
-from jaxdiff.eval.report import _quotas
+from jaxdiff.eval.report import quotas
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_weights_round_trip_and_damage_is_named(tmp_path):
 
 def test_quotas_keep_proportions_and_the_count():
     labels = np.repeat([0, 1, 3], [10, 20, 70])
-    np.testing.assert_array_equal(_quotas(labels, 100), [10, 20, 0, 70])
-    np.testing.assert_array_equal(_quotas(labels, 10), [1, 2, 0, 7])
-    assert _quotas(labels, 33).sum() == 33
+    np.testing.assert_array_equal(quotas(labels, 100), [10, 20, 0, 70])
+    np.testing.assert_array_equal(quotas(labels, 10), [1, 2, 0, 7])
+    assert quotas(labels, 33).sum() == 33
 
 
 def test_real_images_sit_at_the_floor(digits):
