@@ -124,15 +124,15 @@ def test_the_bound_bounds_and_has_the_published_factors():
 
 
 def test_trained_on_its_bound_it_beats_its_base_on_held_out_starts():
-    # measured: .0588 -> .0123 (4.8x) on the bound, -> .0056 (10x) on the endpoint, 9 evaluations
+    # measured, 9 evaluations: .0581 -> .0079 on the bound (7.3x), -> .0039 on the endpoint (15x)
     t = trial(LINEAR, grid.uniform)
     base = learn.midpoint(LINEAR, grid.uniform(LINEAR, 5))
     found = learn.bespoke(base, t.d, t.x, t.reference, steps=300, rate=2e-2)
     assert found.table.nfe == base.nfe == 9
-    assert found.losses.min() < found.losses[0] / 2
-    assert t.held_out(found.table) < t.held_out(base) / 4
+    assert found.losses.min() < found.losses[0] / 2.8
+    assert t.held_out(found.table) < t.held_out(base) / 6
     ends = learn.endpoint(learn.scale_time(base, LINEAR), t.d, t.x, t.target, steps=300, rate=2e-2)
-    assert t.held_out(ends.table) < t.held_out(found.table) / 1.5
+    assert t.held_out(ends.table) < t.held_out(found.table) / 1.7
 
 
 def test_one_seed_gives_one_table_and_files_give_it_back(tmp_path):

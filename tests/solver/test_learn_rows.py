@@ -30,8 +30,8 @@ def test_trajectories_are_exact_at_their_points_and_second_order_between(name, m
             between = points.time[:-1] + 0.3 * np.diff(points.time)
             c = p.coefficients(between)
             errors.append(np.abs(np.asarray(truth.at(c.alpha, c.sigma)) - go(c.alpha, c.sigma)).max())
-    assert 3.4 < errors[0] / errors[1] < 4.6  # measured 4.07, 4.08, 4.06
-    assert errors[1] < 3e-3
+    assert 3.9 < errors[0] / errors[1] < 4.1  # measured 4.000, 4.014, 4.020
+    assert errors[1] < 3e-4
 
 
 @pytest.mark.parametrize("process", [LINEAR, VP], ids=["linear", "vp"])
@@ -65,12 +65,12 @@ def test_a_reference_that_is_the_table_changes_nothing():
     t = trial(LINEAR, grid.uniform)
     for base in (solver.dpm_solver_pp(LINEAR, grid.uniform(LINEAR, 6)), solver.heun(LINEAR, grid.uniform(LINEAR, 6))):
         found = learn.least_squares(base, t.d, t.x, base, records=3, consistent=bool(base.out.all()))
-        assert np.abs(found.table.blocks.B[:, : base.blocks.B.shape[1]] - base.blocks.B).max() < 1e-3
-        assert found.losses.max() < 1e-6
+        assert np.abs(found.table.blocks.B[:, : base.blocks.B.shape[1]] - base.blocks.B).max() < 1e-5
+        assert found.losses.max() < 1e-6  # measured 2.6e-6, 7e-8
 
 
 def test_least_squares_cuts_the_error_on_held_out_starts():
-    # measured, edm, 8 evaluations from DDIM's .219: two records .080, four .055, two states and three records .018
+    # measured, edm, 8 evaluations, from DDIM's .217: two records .079, four .044, two states and three records .0175
     t = trial(EDM, grid.edm_rho)
     base = solver.ddim(EDM, grid.edm_rho(EDM, 8))
     at = t.held_out(base)
@@ -83,10 +83,10 @@ def test_least_squares_cuts_the_error_on_held_out_starts():
         found = learn.least_squares(base, t.d, t.x, t.reference, **options)
         assert found.table.nfe == 8 and solver.check(found.table).ok(1e-9) and found.losses.shape == (8,)
         ends[name] = t.held_out(found.table)
-    assert ends["two"] < at / 2 and ends["four"] < at / 3 and ends["states"] < at / 8
-    # from Heun in rho, whose two slopes a step are weighed apart: .53 -> .05 at 11 evaluations of 6 steps
+    assert ends["two"] < at / 2.4 and ends["four"] < at / 4 and ends["states"] < at / 10
+    # from Heun in rho, whose two slopes a step are weighed apart: .517 -> .052, 11 evaluations
     heun = solver.heun(EDM, grid.edm_rho(EDM, 6), clock="rho")
-    assert t.held_out(learn.least_squares(heun, t.d, t.x, t.reference, records=3).table) < t.held_out(heun) / 6
+    assert t.held_out(learn.least_squares(heun, t.d, t.x, t.reference, records=3).table) < t.held_out(heun) / 8
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_ratios_of_one_are_unipc_and_traced_tables_are_the_makers(options):
 
 
 def test_learned_ratios_lower_the_error_on_held_out_starts():
-    # measured, linear, 5 evaluations: UniPC .0691 -> .0412 greedily, 8: .0359 -> .0167; all 8 at once on the endpoint: .0068
+    # measured, linear, 5 evaluations: UniPC .0703 -> .0417 step by step; 8: .0370 -> .0173, and .0071 on the endpoint
     t = trial(LINEAR, grid.uniform)
-    for steps, gain in ((5, 1.5), (8, 1.9)):
+    for steps, gain in ((5, 1.6), (8, 2.0)):
         tables = learn.compensated(LINEAR, grid.uniform(LINEAR, steps))
         found = learn.dc(tables, t.d, t.x[:64], t.reference)
         assert found.table.nfe == steps
@@ -123,7 +123,7 @@ def test_learned_ratios_lower_the_error_on_held_out_starts():
     again = learn.dc(tables, t.d, t.x[:64], t.reference)
     assert same(again.table, found.table)
     ends = learn.endpoint(tables, t.d, t.x, t.target, steps=200, rate=2e-2)
-    assert t.held_out(ends.table) < t.held_out(found.table) / 1.5
+    assert t.held_out(ends.table) < t.held_out(found.table) / 2
 
 
 def test_a_greedy_ratio_is_the_best_for_its_own_state():
