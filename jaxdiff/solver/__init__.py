@@ -37,6 +37,8 @@ from jaxdiff.solver.velocity_ab import velocity_ab
 if TYPE_CHECKING:
     from jaxdiff.solver import learn, search
     from jaxdiff.solver.adaptive import Adapted, adaptive_ode
+    from jaxdiff.solver.adaptive_pair import DpmPair, DpmState, adaptive_dpm, dpm12, dpm23
+    from jaxdiff.solver.adaptive_reverse import adaptive_sde
     from jaxdiff.solver.adjoint import checkpointed
     from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
     from jaxdiff.solver.weak import gaussian_law, weak_order
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 # tools beside the solvers, loaded when first used
 _LAZY = {
     **dict.fromkeys(("Adapted", "adaptive_ode"), "adaptive"),
+    **dict.fromkeys(("DpmPair", "DpmState", "adaptive_dpm", "dpm12", "dpm23"), "adaptive_pair"),
+    **dict.fromkeys(("adaptive_sde",), "adaptive_reverse"),
     **dict.fromkeys(("checkpointed",), "adjoint"),
     **dict.fromkeys(("Encoding", "ddim_invert", "decode_noise", "direct", "encode_noise", "fixed_point"), "invert"),
     **dict.fromkeys(("gaussian_law", "weak_order"), "weak"),
@@ -64,6 +68,8 @@ __all__ = [
     "AffineBlock",
     "Check",
     "Dense",
+    "DpmPair",
+    "DpmState",
     "Encoding",
     "GRIDS",
     "Grid",
@@ -77,7 +83,9 @@ __all__ = [
     "Statistics",
     "Step",
     "Table",
+    "adaptive_dpm",
     "adaptive_ode",
+    "adaptive_sde",
     "advance",
     "ancestral",
     "begin",
@@ -92,7 +100,9 @@ __all__ = [
     "deis",
     "device",
     "direct",
+    "dpm12",
     "dpm2",
+    "dpm23",
     "dpm2_ancestral",
     "dpm_solver",
     "dpm_solver_pp",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +20,46 @@ METHODS = {"tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8", "heun": "He
 
 
 class Adapted(NamedTuple):
-    """Samples ``x`` (B, ...) and per sample the steps tried (B,), rejected ones included."""
+    """Samples ``x`` (B, ...) and per sample, rejected ones included, the ``steps`` tried and the evaluations ``nfe``, (B,)."""
 
     x: jax.Array
     steps: jax.Array
+    nfe: jax.Array
+
+
+def stateless(d: Any, x: Any) -> Any:
+    """``d`` lifted; raises ValueError if it carries a state from ``x`` on, which a rejected step would spoil."""
+    d = prediction.lift(d)
+    if jax.tree_util.tree_leaves(jax.eval_shape(lambda v: prediction.start(d, v), x)):
+        raise ValueError("d: stateful; an adaptive solver may reject steps and needs a plain denoiser")
+    return d
+
+
+def tell(d: Any, x: Any, query: prediction.Query) -> prediction.Prediction:
+    """The prediction of a denoiser without state, guided or not."""
+    return prediction.evaluate(d, prediction.start(d, x), x, query)[0]
+
+
+def at_level(process: Process, lam: Any) -> prediction.Query:
+    """The query at half log-SNR ``lam``, clipped to the process's times."""
+    t = jnp.clip(process.time(lam), 0, process.t_max)
+    c = process.coefficients(t)
+    return prediction.Query(t, None, c.alpha, c.sigma)
+
+
+def check_method(method: str, allowed: Iterable[str]) -> None:
+    """Refuse an unknown method, naming the nearest."""
+    if method not in allowed:
+        near = difflib.get_close_matches(str(method), allowed, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method: {method!r} is unknown; allowed: {', '.join(allowed)}{hint}")
+
+
+def check_tolerances(rtol: Any, atol: Any) -> None:
+    """Refuse tolerances that are not above 0, where they are known."""
+    traced = any(isinstance(v, jax.core.Tracer) for v in (rtol, atol))
+    if not traced and not (rtol > 0 and atol > 0):
+        raise ValueError(f"rtol, atol: {rtol}, {atol} given; need tolerances above 0")
 
 
 def adaptive_ode(
@@ -47,21 +84,14 @@ def adaptive_ode(
     Raises ValueError for unknown methods, tolerances not above 0, and stateful denoisers; the compiled call
     raises when a sample needs more than ``max_steps``.
     """
-    if method not in METHODS:
-        near = difflib.get_close_matches(str(method), METHODS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method: {method!r} is unknown; allowed: {', '.join(METHODS)}{hint}")
-    traced = any(isinstance(v, jax.core.Tracer) for v in (rtol, atol))
-    if not traced and not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol, atol: {rtol}, {atol} given; need tolerances above 0")
+    check_method(method, METHODS)
+    check_tolerances(rtol, atol)
     if not 0 < t_min < process.t_max:
         raise ValueError(f"t_min: {t_min} given; need 0 < t_min < t_max = {process.t_max}")
-    d = prediction.lift(d)
-    if hasattr(d, "step"):
-        raise ValueError("d: stateful; an adaptive solver may reject steps and needs a plain denoiser")
+    x = jnp.asarray(x)
+    d = stateless(d if cond is None else prediction.condition(d, cond), x)
     import diffrax
 
-    x = jnp.asarray(x)
     ends = process.coefficients(np.array([process.t_max, t_min]))
     first, last = (float(v) for v in np.arctan2(ends.sigma, ends.alpha))
     norm = float(np.hypot(ends.alpha[0], ends.sigma[0]))
@@ -69,22 +99,21 @@ def adaptive_ode(
 
     def ask(own: Any, u: jax.Array, phi: Any) -> tuple:
         alpha, sigma = jnp.maximum(jnp.cos(phi), 0), jnp.maximum(jnp.sin(phi), 0)
-        lam = jnp.log(jnp.maximum(alpha, tiny)) - jnp.log(jnp.maximum(sigma, tiny))
-        t = jnp.clip(process.time(lam), 0, process.t_max)
-        c = process.coefficients(t)
-        size = jnp.sqrt(c.alpha**2 + c.sigma**2)
-        query = prediction.Query(t, None, c.alpha, c.sigma)
-        return prediction.evaluate(own, (), (expand(size, u) * u)[None], query)[0], alpha, sigma
+        query = at_level(process, jnp.log(jnp.maximum(alpha, tiny)) - jnp.log(jnp.maximum(sigma, tiny)))
+        size = jnp.sqrt(query.alpha**2 + query.sigma**2)
+        return tell(own, (expand(size, u) * u)[None], query), alpha, sigma
 
     def field(phi: Any, u: jax.Array, own: Any) -> jax.Array:
         told, alpha, sigma = ask(own, u, phi)
         return (alpha * told.noise - sigma * told.data)[0]
 
+    solver = getattr(diffrax, METHODS[method])()
+
     def one(start: jax.Array, label: Any) -> tuple:
         own = d if label is None else prediction.condition(d, jax.tree.map(lambda v: v[None], label))
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
-            getattr(diffrax, METHODS[method])(),
+            solver,
             first,
             last,
             None,
@@ -95,4 +124,7 @@ def adaptive_ode(
         )
         return ask(own, solution.ys[0], jnp.asarray(last, start.dtype))[0].data[0], solution.stats["num_steps"]
 
-    return Adapted(*jax.vmap(one)(x, cond))
+    out, steps = jax.vmap(one)(x, cond)
+    # a solver whose first stage is the last step's final one evaluates it once, at the start; and one jump to data
+    reused = bool(solver.tableau.fsal)
+    return Adapted(out, steps, steps * (solver.tableau.num_stages - reused) + reused + 1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import exact, process
+from jaxdiff import exact, guidance, process
 from jaxdiff.solver import adaptive
 
 LINEAR = process.linear()
@@ -29,6 +29,27 @@ def test_error_tracks_tolerance_and_steps_differ_by_sample():
     assert 0.7 < slope < 1.3
     assert len(np.unique(out[1e-6].steps)) > 3
     assert solve._cache_size() == 1
+
+
+@pytest.mark.parametrize("method", ["tsit5", "heun"])
+def test_evaluations_are_counted(method):
+    calls, plain = [], exact.denoiser(WORLD, LINEAR)
+
+    def counted(x, t, r=None):
+        jax.debug.callback(lambda _: calls.append(1), t)
+        return plain(x, t)
+
+    solve = lambda x: adaptive.adaptive_ode(LINEAR, counted, x, rtol=1e-3, atol=1e-3, method=method)
+    out = jax.jit(solve)(jnp.ones((1, 1)))
+    jax.effects_barrier()
+    assert len(calls) == int(out.nfe[0])
+
+
+def test_guided_denoisers_with_labels():
+    world = exact.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[[0.1]], [[0.1]]], labels=[0, 1])
+    d, x, labels = exact.denoiser(world, LINEAR), jnp.array([[0.3], [-0.8]]), jnp.array([0, 1])
+    solve = jax.jit(lambda d: adaptive.adaptive_ode(LINEAR, d, x, cond=labels).x)
+    np.testing.assert_allclose(solve(guidance.cfg(d, 1.0, null=-1)), solve(d), rtol=0, atol=1e-4)
 
 
 def test_refusals():
