@@ -26,6 +26,7 @@ from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import check_batch_size, replicated
 from jaxdiff.train.metrics import WandbWriter, Writer, load_wandb
+from jaxdiff.train.program import Program, identity
 
 __all__ = ["open_workdir", "read_metrics", "run"]
 
@@ -77,7 +78,7 @@ def use_compile_cache(workdir: epath.Path) -> None:
     chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and chosen is None:
         jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / "compile_cache"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
@@ -104,6 +105,12 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
     with _claim(path, config, change) as workdir:
         use_compile_cache(workdir)
         t = config.train
+        facts = {
+            "config": config.to_dict(),
+            "shape": source.shape,
+            "levels": source.levels,
+            "classes": made.num_classes,
+        }
         checkpointer = Checkpointer(
             workdir / "checkpoints",
             keep_last=t.keep_last,
@@ -134,6 +141,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 tensorboard=t.tensorboard,
                 writers=_writers(config, workdir),
                 callbacks=_callbacks(made, workdir),
+                program=Program(workdir / "step.program", identity(mesh, facts)),
                 meta={"config": config.to_dict(), "levels": source.levels, "classes": made.num_classes},
             )
         finally:

@@ -25,6 +25,7 @@ from jaxdiff.train.metrics import (
     replace_text,
 )
 from jaxdiff.train.preempt import Preemption
+from jaxdiff.train.program import Program
 from jaxdiff.train.progress import Progress
 from jaxdiff.train.sharding import MIN_BYTES, Rule, sharding_table
 from jaxdiff.train.state import TrainState, abstract_state, create_state
@@ -99,6 +100,7 @@ def train(
     profile: tuple[int, int] | None = None,
     flops: float | None = None,
     peak_flops: float | None = None,
+    program: Program | None = None,
 ) -> Outcome:
     """Train until ``steps`` train steps are done, from the newest checkpoint if there is one.
 
@@ -136,6 +138,8 @@ def train(
         profile: ``(first, last)``: trace these steps (1 is the run's first) into workdir/profile, on process 0.
         flops: operations of one step over all devices; logs ``flops_per_second``.
         peak_flops: what one device can do in a second; with ``flops`` logs ``mfu``, in [0, 1].
+        program: where the compiled step is kept for the next start, with what it depends on; it must name all that
+            ``game`` and the settings here are made from. A start that finds it there traces and compiles nothing.
 
     Returns:
         The ``Outcome``. After SIGTERM it has saved and says ``preempted``; the caller exits with status 0.
@@ -161,7 +165,8 @@ def train(
 
     # the state: newest checkpoint that verifies, or step 0
     init_key, noise_key = jax.random.split(jax.random.key(seed))
-    target = abstract_state(game, init, mesh, rules, min_bytes)
+    kept = program.load(mesh) if program is not None else None
+    target = abstract_state(game, init, mesh, rules, min_bytes) if kept is None else kept.target
     layout = jax.tree.map(lambda leaf: leaf.sharding, target)
     found = checkpointer.restore_latest(target) if checkpointer is not None else None
     if found is None:
@@ -171,10 +176,11 @@ def train(
         if saved_meta.get("seed", seed) != seed:
             raise ValueError(f"train.seed={seed}: the checkpoint was trained with seed {saved_meta['seed']}")
     start = int(jax.device_get(state.step))
-    step_fn = make_step(
+    step_fn: Any = make_step(
         game, mesh, layout, accumulate=accumulate, compute_dtype=compute_dtype, parallel=parallel,
         stats_every=stats_every, teacher=teacher, extra=extra,
     )  # fmt: skip
+    step_fn = step_fn if kept is None else kept.step
     key = put_replicated(noise_key, mesh)
 
     # what watches: process 0 writes and shows, every process counts
@@ -269,6 +275,8 @@ def train(
                     tracing = True
                 with jax.transfer_guard("disallow"):
                     batch = put_batch(batch, mesh)
+                    if step == start and program is not None and kept is None:
+                        step_fn = program.compile(step_fn, target, batch, key)
                     state, metrics = step_fn(state, batch, key)
                 step += 1
                 examples = batch["index"].shape[0]
