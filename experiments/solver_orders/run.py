@@ -89,7 +89,8 @@ for name, make in (("dpm_solver", solver.dpm_solver), ("dpm_solver_pp", solver.d
             (2048, 8192),
             uneven,
         )
-    CASES[f"{name} 3M public"] = (P(make, order=3, method="multistep", variant="public", **never), 4, 2, FINE)
+    for variant in ("public", "heun"):
+        CASES[f"{name} 3M {variant}"] = (P(make, order=3, method="multistep", variant=variant, **never), 4, 2, FINE)
 for n in (1, 2, 3, 4):
     for prediction in ("data", "noise"):
         options = {"order": n, "prediction": prediction, **never}
@@ -107,6 +108,10 @@ for n in (1, 2, 3):
             n + corrector,
             FINE,
         )
+for n in (2, 3, 4):
+    for clock in ("flow", "angle", "rosenbrock"):
+        CASES[f"velocity_ab {n} {clock}"] = (P(solver.velocity_ab, order=n, clock=clock), n + 1, n, FINE)
+CASES["edm time"] = (P(solver.edm, clock="time"), 0, 2, FINE)
 
 
 def measure(name):

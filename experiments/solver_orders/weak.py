@@ -55,6 +55,9 @@ for tau in (0.5, 1.0):
         )
 CASES["sa_solver p3c4 tau=1 PECE"] = (P(solver.sa_solver, predictor=3, corrector=4, pece=True, **never), 4, 2)
 CASES["sa_solver p2c2 tau=1 public"] = (P(solver.sa_solver, variant="public", **never), 2, 2)
+for eta in (0.5, 1.0):
+    CASES[f"euler_maruyama eta={eta:g}"] = (P(solver.euler_maruyama, eta=eta), 1, 1)
+CASES["predictor_corrector"] = (solver.predictor_corrector, 1, 1)
 
 
 def measure(name):

@@ -56,9 +56,18 @@ ON_GRID = {
     "v3_corrector": P(solver.dpm_solver_v3, order=3, corrector=True),
     "usf": P(solver.usf, steps=Step(2, "noise", "rho", True)),
     "conjugate_0": solver.conjugate,
+    "dpm_solver_3m_heun": P(solver.dpm_solver, method="multistep", variant="heun"),
+    "dpm_solver_pp_fast_taylor": P(solver.dpm_solver_pp, order=3, method="fast", variant="taylor"),
+    "velocity_ab": solver.velocity_ab,
+    "velocity_ab_4": P(solver.velocity_ab, order=4),
+    "velocity_ab_zero": P(solver.velocity_ab, order=3, lower_order_final="zero"),
+    "velocity_ab_angle": P(solver.velocity_ab, order=3, clock="angle"),
+    "velocity_ab_rosenbrock": P(solver.velocity_ab, order=3, clock="rosenbrock"),
 }
+# velocities, defined at alpha = 0 too
+FROM_NOISE = {"rk4", "velocity_ab", "velocity_ab_4", "velocity_ab_zero", "velocity_ab_angle"}
 # v3 away from its two exact settings is not exact on one point of data, nor are conjugate and raw-time stages
 V3 = {"v3_free": P(solver.dpm_solver_v3, l=0.7, s=-0.1, b=0.2, order=2, corrector=True)}
 ALL = {**OFF_GRID, **ON_GRID, **V3}
-DELTA_FAILS = {"conjugate", "v3_free"}
+DELTA_FAILS = {"conjugate", "v3_free", "velocity_ab_angle", "velocity_ab_rosenbrock"}
 RAW_TIME = {"rk4"}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from deterministic_cases import ALL, DELTA_FAILS, OFF_GRID, ON_GRID, RAW_TIME
+from deterministic_cases import ALL, DELTA_FAILS, FROM_NOISE, OFF_GRID, ON_GRID, RAW_TIME
 
 from jaxdiff import exact, process, solver
 from jaxdiff.solver import grid
@@ -40,7 +40,7 @@ def test_both_ends(name, path):
         for column in (block.A, block.B, block.p, block.q):
             assert column is None or np.all(np.isfinite(column)), name
         assert block.alpha[0] == g.alpha[0] and block.sigma[-1] == 0
-        if g.alpha[0] == 0 and name != "rk4":  # the velocity is defined there
+        if g.alpha[0] == 0 and name not in FROM_NOISE:
             assert block.p[0] == 1 and (block.q is None or block.q[0] == 0)
 
 
@@ -112,6 +112,14 @@ def test_costs():
         (functools.partial(solver.dpm_solver_v3, l=[1.0, 2.0]), "l: shape"),
         (functools.partial(solver.dpm_solver_v3, l=[1.0, 2.0], lam=[1.0, 0.0]), "lam: "),
         (functools.partial(solver.usf, steps=[{"order": 1}]), "steps: 1 given"),
+        (functools.partial(solver.velocity_ab, clock="time"), "clock: 'time'.*flow, angle, rosenbrock"),
+        (functools.partial(solver.velocity_ab, order=5), "order: 5"),
+        (functools.partial(solver.edm, clock="rosenbrock"), "clock: 'rosenbrock'.*time, rho"),
+        (functools.partial(solver.edm, variant="euler"), "variant: 'euler'.*jump, public"),
+        (functools.partial(solver.euler_maruyama, temperature=0), "temperature: 0"),
+        (functools.partial(solver.euler_maruyama, eta=-1), "eta: -1"),
+        (functools.partial(solver.predictor_corrector, delta=1.5), "delta: 1.5"),
+        (functools.partial(solver.predictor_corrector, corrections=0.5), "corrections: 0.5"),
         (functools.partial(solver.usf, steps={"order": 1, "prediction": "x0"}), "prediction: 'x0'"),
     ],
 )
