@@ -56,14 +56,13 @@ def restart(
     if intervals is None:
         inside = (grid.sigma > 0) & (grid.sigma < PUBLISHED[3] * grid.alpha)
         intervals = [PUBLISHED] if np.any(inside[1:]) and grid[0].rho >= PUBLISHED[3] else []
-    for interval in intervals:
-        points, count, low, high = _entry(interval)
-        if count:
-            stop, piece = _piece(process, grid, points, low, high, spacing)
-            stops.setdefault(stop, []).append((piece, count))
-    if stops:
+    entries = [entry for entry in map(_entry, intervals) if entry[1]]
+    if entries:
         require_gaussian(process, "restart")
         require_path(grid, "restart", "points between the grid's")
+    for points, count, low, high in entries:
+        stop, piece = _piece(process, grid, points, low, high, spacing)
+        stops.setdefault(stop, []).append((piece, count))
     ends = sorted({*stops, len(grid)})
     table = solver(process, _slice(grid, 0, ends[0]))
     for stop, after in zip(ends, [*ends[1:], None]):
