@@ -6,6 +6,7 @@
 """
 
 from jaxdiff.guidance.branches import Cfg, Compose, cfg, cfg_pp, cfg_pp_weight, cfg_rescale, compose
+from jaxdiff.guidance.constrain import Constrained, constrain
 from jaxdiff.guidance.interval import autoguidance, interval
 from jaxdiff.guidance.mix import Mix, Schedule, Window, linear_mix, mix_predictions
 from jaxdiff.guidance.switch import Switch, stitch, switch
@@ -15,6 +16,7 @@ __all__ = [
     "Bounded",
     "Cfg",
     "Compose",
+    "Constrained",
     "GUIDANCES",
     "Mix",
     "Schedule",
@@ -27,6 +29,7 @@ __all__ = [
     "cfg_rescale",
     "clip",
     "compose",
+    "constrain",
     "interval",
     "linear_mix",
     "mix_predictions",

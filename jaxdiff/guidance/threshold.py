@@ -54,11 +54,7 @@ class Bounded:
             size = jnp.maximum(jnp.quantile(flat, self.percentile, axis=1), self.high)
             size = expand(size.astype(data.dtype), data)
             bounded = jnp.clip(data, -size, size) * (self.high.astype(data.dtype) / size)
-        if self.noise == "kept":
-            return Prediction(bounded, told.noise), state
-        alpha, sigma = expand(query.alpha, data), expand(query.sigma, data)
-        change = jnp.where(sigma > 0, alpha / jnp.where(sigma > 0, sigma, 1), 0) * (told.data - bounded)
-        return Prediction(bounded, told.noise + change), state
+        return replace_data(told, bounded, self.noise, query), state
 
     def tabulate(self, query: Query) -> Any:
         """The inner denoiser's own view of the query; None if it has none."""
@@ -69,7 +65,17 @@ class Bounded:
         return dataclasses.replace(self, inner=prediction.condition(self.inner, cond))
 
 
-def _check_noise(noise: str) -> None:
+def replace_data(told: Prediction, data: Any, noise: str, query: Query) -> Prediction:
+    """The pair with other data; its noise "kept", or moved so that ``alpha x0 + sigma eps`` is unchanged ("consistent")."""
+    if noise == "kept":
+        return Prediction(data, told.noise)
+    alpha, sigma = expand(query.alpha, data), expand(query.sigma, data)
+    change = jnp.where(sigma > 0, alpha / jnp.where(sigma > 0, sigma, 1), 0) * (told.data - data)
+    return Prediction(data, told.noise + change)
+
+
+def check_noise(noise: str) -> None:
+    """Refuse an unknown name of what becomes of the noise."""
     if noise not in NOISES:
         raise ValueError(f"noise: {noise!r} given; allowed: {', '.join(NOISES)}")
 
@@ -80,7 +86,7 @@ def clip(d: Any, low: Any = -1.0, high: Any = 1.0, *, noise: str = "consistent")
     ``noise``: "consistent" moves eps_hat so that ``alpha x0 + sigma eps`` is unchanged, "kept" leaves it (data-form
     solvers do not see the difference). Inside the range it is ``d`` bitwise. Raises ValueError unless low < high.
     """
-    _check_noise(noise)
+    check_noise(noise)
     if not np.all(np.asarray(low) < np.asarray(high)):
         raise ValueError(f"low, high: {low}, {high} given; clip() needs low < high")
     return Bounded(lift(d), jnp.asarray(low, float), jnp.asarray(high, float), None, noise)
@@ -93,7 +99,7 @@ def threshold(d: Any, percentile: float = 0.995, *, bound: float = 1.0, noise: s
     for latents. Where all ``|x0| <= bound`` it is ``d`` bitwise. ``noise`` as in :func:`clip`.
     Raises ValueError for a percentile outside (0, 1] and a bound not above 0.
     """
-    _check_noise(noise)
+    check_noise(noise)
     if not 0 < percentile <= 1:
         raise ValueError(f"percentile: {percentile} given; threshold() needs 0 < percentile <= 1")
     if not bound > 0:

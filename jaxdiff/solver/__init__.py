@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from jaxdiff.solver.adaptive_pair import DpmPair, DpmState, adaptive_dpm, dpm12, dpm23
     from jaxdiff.solver.adaptive_reverse import adaptive_sde
     from jaxdiff.solver.adjoint import checkpointed
+    from jaxdiff.solver.hooks_project import Affine, Box, Known, affine, box, combine, inpaint, keep, known
     from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
     from jaxdiff.solver.weak import gaussian_law, weak_order
 
@@ -49,6 +50,9 @@ _LAZY = {
     **dict.fromkeys(("DpmPair", "DpmState", "adaptive_dpm", "dpm12", "dpm23"), "adaptive_pair"),
     **dict.fromkeys(("adaptive_sde",), "adaptive_reverse"),
     **dict.fromkeys(("checkpointed",), "adjoint"),
+    **dict.fromkeys(
+        ("Affine", "Box", "Known", "affine", "box", "combine", "inpaint", "keep", "known"), "hooks_project"
+    ),
     **dict.fromkeys(("Encoding", "ddim_invert", "decode_noise", "direct", "encode_noise", "fixed_point"), "invert"),
     **dict.fromkeys(("gaussian_law", "weak_order"), "weak"),
 }
@@ -65,7 +69,9 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "Adapted",
+    "Affine",
     "AffineBlock",
+    "Box",
     "Check",
     "Dense",
     "DpmPair",
@@ -74,6 +80,7 @@ __all__ = [
     "GRIDS",
     "Grid",
     "Hooks",
+    "Known",
     "Moments",
     "Order",
     "PHIS",
@@ -87,10 +94,13 @@ __all__ = [
     "adaptive_ode",
     "adaptive_sde",
     "advance",
+    "affine",
     "ancestral",
     "begin",
+    "box",
     "check",
     "checkpointed",
+    "combine",
     "conjugate",
     "data_moments",
     "dc_solver",
@@ -124,7 +134,10 @@ __all__ = [
     "heavy_ball",
     "heun",
     "hooks",
+    "inpaint",
     "ipndm",
+    "keep",
+    "known",
     "learn",
     "lms",
     "order",
