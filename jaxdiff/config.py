@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import json
+import numbers
 import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -235,6 +236,9 @@ def _parse(path: str, text: str) -> Any:
     return value
 
 
+KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False", "str": "text", "dict": "a dict"}
+
+
 def check_type(path: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` has the type of the field's default."""
     wanted = FIELDS[path].default
@@ -308,24 +312,32 @@ def check(config: ConfigDict) -> ConfigDict:
     for section, kind in OPEN.items():
         given = options(config, section)
         if given:
-            allowed = option_names(kind, config[section].name)
-            for name in given:
+            allowed = option_parameters(kind, config[section].name)
+            for name, value in given.items():
                 if name not in allowed:
                     raise ConfigError(
                         f"config.{section}.{name}: {config[section].name!r} has no such option{near(name, allowed)}; "
                         f"allowed: {', '.join(allowed) or 'none'}"
                     )
+                check_option(f"{section}.{name}", value, allowed[name])
     for path, (chooser, place) in OPTION_DICTS.items():
         section, _, name = path.partition(".")
         if config[section][name]:
             choice = config[section][chooser]
-            allowed = option_names_of(_entry(place, choice), path)
-            for option in config[section][name]:
+            allowed = _parameters_of(_entry(place, choice), path)
+            for option, value in config[section][name].items():
                 if option not in allowed:
                     raise ConfigError(
                         f"config.{path}: {choice!r} has no option {option!r}{near(option, allowed)}; "
                         f"allowed: {', '.join(allowed) or 'none'}"
                     )
+                check_option(f"{path}[{option!r}]", value, allowed[option])
+    group, rows = config.objective.coupling_group, config.data.batch_size // config.train.accumulate
+    if config.objective.coupling == "ot" and (group < 1 or rows % group):
+        raise ConfigError(
+            f"config.objective.coupling_group: {group} given; it must divide the {rows} examples of a microbatch "
+            "(config.data.batch_size / config.train.accumulate)"
+        )
     if not 0 <= config.objective.label_drop <= 1:
         raise ConfigError(f"config.objective.label_drop: {config.objective.label_drop} given; need 0..1")
     return config
@@ -371,26 +383,52 @@ def _entry(place: str, name: str) -> Callable:
     return getattr(importlib.import_module(module), registry)[name]
 
 
-def option_names(kind: str, name: str) -> list[str]:
-    """Option names of a component, read from its constructor's signature."""
+def option_parameters(kind: str, name: str) -> dict[str, inspect.Parameter | None]:
+    """Options of a component, read from its constructor's signature; None where that says nothing of the value."""
     if name == "none":
-        return []
+        return {}
     if kind == "optimiser":
         function: Any = importlib.import_module("jaxdiff.train.optimiser").OPTIMISERS[name]
     elif kind == "network" and name == "dit":
-        return ["size", *option_names_of(importlib.import_module("jaxdiff.network").DiT, kind)]
+        return {"size": None, **_parameters_of(importlib.import_module("jaxdiff.network").DiT, kind)}
     else:
         function = resolve(kind, name)
-    return option_names_of(function, kind) + (["noise", "df"] if kind == "process" else [])
+    return {**_parameters_of(function, kind), **({"noise": None, "df": None} if kind == "process" else {})}
 
 
-def option_names_of(function: Any, kind: str) -> list[str]:
-    """Keyword names of ``function``, without those that the builders fill in."""
-    return [
-        p.name
+def _parameters_of(function: Any, kind: str) -> dict[str, inspect.Parameter | None]:
+    """Keyword parameters of ``function``, without those that the builders fill in."""
+    return {
+        p.name: p
         for p in inspect.signature(function).parameters.values()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in _FILLED.get(kind, ())
+    }
+
+
+def check_option(path: str, value: Any, parameter: inspect.Parameter | None) -> None:
+    """Refuse a value of another type than the parameter is annotated with, where that is a plain one."""
+    if parameter is None:
+        return
+    annotation = parameter.annotation
+    kinds = [
+        k.strip()
+        for k in (
+            annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+        ).split("|")
     ]
+    if kinds == ["Any"] and isinstance(parameter.default, numbers.Real) and isinstance(value, str):
+        kinds = ["float"]  # numbers that may also be traced arrays
+    plain = isinstance(value, bool)
+    fits = {
+        "int": isinstance(value, numbers.Integral) and not plain,
+        "float": isinstance(value, numbers.Real) and not plain,
+        "bool": plain,
+        "str": isinstance(value, str),
+        "None": value is None,
+    }
+    if set(kinds) <= set(fits) and not any(fits[k] for k in kinds):
+        allowed = " or ".join(KINDS.get(k, "None") for k in kinds)
+        raise ConfigError(f"config.{path}: {value!r} given; need {allowed}")
 
 
 def describe(command: str | None = None) -> str:

@@ -101,6 +101,17 @@ BAD = [
     ({"objective.time_options": "{'mean': 1}"}, "'uniform' has no option 'mean'; allowed: none", None),
     ({"objective.weighting": "min_snr", "objective.weighting_options": "{'gama': 1}"}, "did you mean 'gamma'", None),
     ({"objective.coupling": "ot", "objective.coupling_options": "{'group': 4}"}, "allowed: method, per_class", None),
+    ({"network.name": "mlp", "network.width": "abc"}, "config.network.width: 'abc' given; need a whole number", None),
+    ({"network.name": "mlp", "network.depth": "1.5"}, "config.network.depth: 1.5 given; need a whole number", None),
+    ({"network.name": "mlp", "network.width": "True"}, "need a whole number", None),
+    ({"solver.order": "'two'"}, "config.solver.order", None),
+    (
+        {"solver.grid_options": "{'t_min': 'a'}"},
+        "config.solver.grid_options['t_min']: 'a' given; need a number",
+        None,
+    ),
+    ({"process.name": "vp", "process.beta_max": "high"}, "need a number", None),
+    ({"objective.coupling": "ot", "objective.coupling_group": "48"}, "it must divide the 128 examples", None),
     ({"solver.grid": "edm_rho", "solver.grid_options": "{'roh': 3}"}, "did you mean 'rho'", None),
 ]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from jaxdiff.config import NAMES, ConfigError, Field, near, option_names
+from jaxdiff.config import NAMES, ConfigError, Field, near, option_parameters
 
 __all__ = ["FIELDS", "apply_overrides", "check", "default", "describe"]
 
@@ -93,7 +93,7 @@ def check(config: ConfigDict) -> ConfigDict:
     if len(entry) != 2 or entry[0] not in NAMES["process"]:
         allowed = ", ".join(NAMES["process"])
         raise ConfigError(f"config.process: {entry!r} given; need (name, options) with name of: {allowed}")
-    known = [*option_names("process", entry[0]), "t_max"]
+    known = [*option_parameters("process", entry[0]), "t_max"]
     for option in entry[1]:
         if option not in known or option in ("noise", "df"):
             raise ConfigError(f"config.process: {entry[0]!r} has no option {option!r}{near(option, known)}")
