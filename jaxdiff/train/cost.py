@@ -14,7 +14,16 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-__all__ = ["Collective", "activation_bytes", "collectives", "flops", "nbytes", "recomputed_bytes", "shard_bytes"]
+__all__ = [
+    "Collective",
+    "activation_bytes",
+    "collectives",
+    "flops",
+    "nbytes",
+    "recomputed_bytes",
+    "shard_bytes",
+    "traced_collectives",
+]
 
 BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr")
 
@@ -212,4 +221,53 @@ def collectives(hlo: str, devices: int = 1) -> list[Collective]:
                 if op["start"] and op["kind"] in ("all-gather", "collective-permute"):
                     sizes = sizes[len(sizes) // 2 :]
                 found.append(Collective(op["kind"], sum(sizes), _group(line, devices), count))
+    return sorted(found, key=lambda c: -c.bytes * c.times)
+
+
+# -------------------------------------------------------------------------------- collectives, as written in a shard_map
+
+TRACED = {
+    "psum": "all-reduce",
+    "psum2": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "pmax": "all-reduce",
+    "pmin": "all-reduce",
+    "all_gather": "all-gather",
+    "all_gather_invariant": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
+    "ppermute": "collective-permute",
+}
+
+
+def traced_collectives(jaxpr: Any) -> list[Collective]:
+    """The collectives that a program itself asks for inside ``shard_map``, largest first; scans count length times.
+
+    These are what every backend is given: in the dtype asked for, before it merges, drops or splits any.
+    """
+    found: list[Collective] = []
+
+    def walk(jaxpr: Any, times: int, sizes: dict) -> None:
+        for equation in _open(jaxpr).eqns:
+            name, params = equation.primitive.name, equation.params
+            if name in TRACED:
+                axes = params.get("axes", params.get("axis_name"))
+                over = (axes,) if isinstance(axes, str) else tuple(axes)
+                group = math.prod(sizes[axis] for axis in over if axis in sizes)
+                found.append(Collective(TRACED[name], sum(nbytes(v.aval) for v in equation.outvars), group, times))
+            elif name == "scan":
+                walk(params["jaxpr"], times * params["length"], sizes)
+            elif name == "while":
+                walk(params["cond_jaxpr"], times, sizes)
+                walk(params["body_jaxpr"], times, sizes)
+            elif name == "cond":
+                for branch in params["branches"]:
+                    walk(branch, times, sizes)
+            elif name == "shard_map":
+                walk(params["jaxpr"], times, sizes | dict(params["mesh"].shape))
+            else:
+                for inner in _inner(params):
+                    walk(inner, times, sizes)
+
+    walk(jaxpr, 1, {})
     return sorted(found, key=lambda c: -c.bytes * c.times)

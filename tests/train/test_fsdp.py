@@ -1,0 +1,234 @@
+"""Fully-sharded data parallelism with its collectives written out, on a small DiT and eight devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, auto_axes
+from jax.sharding import PartitionSpec as P
+from tiny_training import batch_at, host, init, largest_difference, loss, player, run
+
+import jaxdiff as jd
+from jaxdiff.network import make_dit
+from jaxdiff.objective import regression
+from jaxdiff.train import (
+    Player,
+    batch_sharding,
+    cost,
+    create_state,
+    make_mesh,
+    make_step,
+    optimiser,
+    put_batch,
+    replicated,
+    state_shardings,
+)
+from jaxdiff.train.fsdp import split_blocks
+from jaxdiff.train.sharding import TENSOR_RULES
+
+WIDTH, DEPTH, BATCH, IMAGE, MIN_BYTES = 32, 2, 16, (8, 8, 3), 1024
+NET = make_dit(width=WIDTH, depth=DEPTH, heads=4, patch=4, num_classes=10, time_features=32, remat=True)
+PATH = jd.process.linear()
+# of a block: modulation, qkv, out and two mlp matrices with their biases; only what has 1 kB or more is split
+BLOCK = 18 * WIDTH**2
+ROUTES = {"2x4": {"data": 2, "fsdp": 4}, "1x8": {"data": 1, "fsdp": 8}}
+
+
+def start(key):
+    """Parameters away from adaLN-zero, where most gradients vanish."""
+    variables = NET.init(key, jnp.zeros((1, *IMAGE)), jnp.zeros(()), jnp.zeros((1,), jnp.int32))
+    leaves, treedef = jax.tree.flatten(variables)
+    keys = jax.random.split(key, len(leaves))
+    return {"net": treedef.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])}
+
+
+def images(step):
+    rng = np.random.default_rng(step)
+    index = np.arange(BATCH, dtype=np.uint32) + BATCH * step
+    return {
+        "x0": rng.normal(size=(BATCH, *IMAGE)).astype(np.float32),
+        "label": index.astype(np.int32) % 10,
+        "index": index,
+    }
+
+
+def game():
+    objective = regression(PATH, NET.apply, target="velocity", cond_key="label", null_label=10, data_key="x0")
+    # the second update is so large that the parameters' change is its gradient, free of their own rounding
+    return {"net": Player(objective, optax.sgd(lambda count: jnp.where(count == 0, 0.1, 1e4)))}
+
+
+def prepare(mesh, rules=(), min_bytes=MIN_BYTES, **settings):
+    """(step, state, batch placed, key) on a mesh."""
+    state = create_state(game(), start, jax.random.key(0), mesh, rules, min_bytes)
+    step = make_step(game(), mesh, state_shardings(state, mesh, rules, min_bytes), **settings)
+    return step, state, put_batch(images(0), mesh), jax.device_put(jax.random.key(7), replicated(mesh))
+
+
+def train(mesh, steps=2, **settings):
+    """Losses of two steps, and the parameters' change: the second gradient."""
+    step, state, _, key = prepare(mesh, **settings)
+    before, losses = host(state.params), []
+    for s in range(steps):
+        state, metrics = step(state, put_batch(images(s), mesh), key)
+        losses.append(float(metrics["net"]["loss"]))
+    return np.array(losses), jax.tree.map(np.subtract, host(state.params), before)
+
+
+@pytest.fixture(scope="module")
+def default():
+    """The default route: parameters whole on eight devices."""
+    return train(make_mesh(data=8))
+
+
+def agrees(found, default):
+    assert np.abs(found[0] / default[0] - 1).max() < 1e-6
+    assert largest_difference(found[1], default[1]) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("route", ROUTES)
+def test_two_gathers_and_one_scatter_a_block(route, accumulate, dtype):
+    """In StableHLO, under remat: what every backend is given, in the dtype of the computation."""
+    mesh = make_mesh(**ROUTES[route])
+    step, state, batch, key = prepare(mesh, parallel="fsdp", accumulate=accumulate, compute_dtype=dtype)
+    text = step.lower(state, batch, key).as_text()
+    n, kind = mesh.shape["fsdp"], "bf16" if dtype else "f32"
+    gathers = re.findall(r'"stablehlo.all_gather"[^\n]*-> tensor<(\S+)>', text)
+    scatters = re.findall(r'"stablehlo.reduce_scatter".*?-> tensor<(\S+)>', text, re.DOTALL)
+    assert gathers.count(f"{n}x{BLOCK // n}x{kind}") == 2 * DEPTH
+    assert scatters.count(f"1x{BLOCK // n}xf32") == DEPTH  # gradients are summed in float32
+    # around the blocks too: one scatter each, and no more than two gathers
+    blocks = split_blocks(state_shardings(state, mesh, (), MIN_BYTES).params["net"])
+    assert len(scatters) == len(blocks) and len(gathers) <= 2 * len(blocks)
+    assert {block.name.split("/")[-1] for block in blocks} > {f"block_{i}" for i in range(DEPTH)}
+
+
+def test_the_default_routes_ask_for_neither():
+    """Negative control of the count: the compiler places the gathers of jit, and whole parameters need none."""
+    for sizes, parallel in (({"data": 2, "fsdp": 4}, "jit"), ({"data": 8}, "auto")):
+        step, state, batch, key = prepare(make_mesh(**sizes), parallel=parallel)
+        text = step.lower(state, batch, key).as_text()
+        assert "all_gather" not in text and "reduce_scatter" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("route", "accumulate"), [("2x4", 1), ("1x8", 2)])
+def test_equal_to_the_default_route(route, accumulate, default):
+    agrees(train(make_mesh(**ROUTES[route]), parallel="fsdp", accumulate=accumulate), default)
+
+
+@pytest.mark.slow
+def test_bytes_and_one_reduction_after_the_scan():
+    mesh = make_mesh(data=2, fsdp=4)
+    step, state, batch, key = prepare(mesh, parallel="fsdp", accumulate=2)
+    found = cost.traced_collectives(jax.make_jaxpr(step.jitted)(state, batch, key, step.fixed))
+    blocks = [c for c in found if c.kind == "all-gather" and c.bytes == 4 * BLOCK]
+    assert len(blocks) == 2 * DEPTH and {(c.group, c.times) for c in blocks} == {(4, 2)}  # every microbatch gathers
+    scattered = [c for c in found if c.kind == "reduce-scatter"]
+    assert {(c.group, c.times) for c in scattered} == {(4, 1)}  # and none scatters
+    whole = [x.size for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
+    assert sum(c.bytes for c in scattered) == sum(whole)  # 4 bytes x parameters / 4 devices
+    reduced = [c for c in found if c.kind == "all-reduce"]
+    assert all(c.times == 1 for c in reduced)
+    # the pieces along data, the arrays that were never split along both; loss and metrics beside them
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    along = lambda group: sum(c.bytes for c in reduced if c.group == group)
+    assert along(2) == sum(whole)
+    assert 0 <= along(8) - 4 * (parameters - sum(whole)) < 100
+    # the compiled program holds to it, and to the pieces
+    program = step.lower(state, batch, key).compile()
+    compiled = cost.collectives(program.as_text(), 8)
+    assert [c.times for c in compiled if c.kind == "reduce-scatter"] == [1] * len(scattered)
+    counted = cost.shard_bytes((state, batch, key, step.fixed))
+    assert program.memory_analysis().argument_size_in_bytes == pytest.approx(counted, rel=1e-3)
+    assert counted == pytest.approx(sum(whole) + 4 * (parameters - sum(whole)), rel=0.1)
+
+
+@pytest.mark.slow
+def test_tensor_beside_fsdp(default):
+    agrees(train(make_mesh(data=2, fsdp=2, tensor=2), parallel="fsdp", rules=TENSOR_RULES["dit"]), default)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [({"data": 8}, {}), ({"data": 2, "fsdp": 4}, {"parallel": "fsdp"}), ({"data": 2, "fsdp": 2, "tensor": 2}, {})],
+    ids=["whole", "fsdp", "jit"],
+)
+def test_explicit_axis_types(sizes, settings):
+    """Every route gives on a mesh of Explicit axes what it gives on one of Auto axes, and keeps the layout."""
+    rules = ((r"inner/kernel$", (None, "tensor")), (r"outer/kernel$", ("tensor", None)))
+    entries, out = {"net": player()}, {}
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = make_mesh(**sizes, axis_type=kind)
+        state = create_state(entries, init, jax.random.key(0), mesh, rules, 256)
+        layout = state_shardings(state, mesh, rules, 256)
+        step = make_step(entries, mesh, layout, accumulate=2, **settings)
+        losses, state, _ = run(step, state, mesh, 5)
+        kept = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, layout)
+        assert jax.tree.all(kept)
+        out[kind] = losses, state
+    assert np.abs(out[AxisType.Explicit][0] / out[AxisType.Auto][0] - 1).max() < 1e-6
+    assert largest_difference(out[AxisType.Explicit][1].params, out[AxisType.Auto][1].params) < 1e-6
+
+
+@pytest.mark.slow
+def test_sampling_with_explicit_axis_types():
+    """The sampler runs under ``auto_axes``; its samples are those of a mesh of Auto axes, bitwise."""
+    params = start(jax.random.key(0))["net"]
+    table = jd.solver.euler(PATH, jd.solver.grid.uniform(PATH, 4))
+    labels, spec = np.arange(8, dtype=np.int32), P(("data", "fsdp"))
+
+    def draw(params, key, labels, sharding):
+        d = jd.prediction.denoiser(PATH, NET.apply, params, target="velocity", cond=labels)
+        return jd.solver.sample(table, d, key, (8, *IMAGE), sharding=sharding)
+
+    def placed(mesh):
+        return (
+            *jax.device_put((params, jax.random.key(3)), replicated(mesh)),
+            jax.device_put(labels, batch_sharding(mesh)),
+        )
+
+    auto, mesh = make_mesh(data=8), make_mesh(data=8, axis_type=AxisType.Explicit)
+    wanted = jax.jit(lambda *a: draw(*a, batch_sharding(auto)))(*placed(auto))
+    under = auto_axes(lambda *a: draw(*a, spec), axes=mesh.axis_names, out_sharding=batch_sharding(mesh))
+    found = jax.jit(under)(*placed(mesh))
+    assert found.sharding.is_equivalent_to(batch_sharding(mesh), found.ndim)
+    assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()
+
+
+def test_losses_may_look_at_players_averages_and_a_teacher():
+    """What a loss reads beside its own parameters reaches it whole."""
+
+    def curious(params, batch, keys, ctx):
+        value, metrics = loss(params, batch, keys, ctx)
+        pull = lambda other: sum(
+            jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other))
+        )
+        return value + pull(ctx.ema["net"]) + pull(ctx.players["net"]) + 0.1 * pull(ctx.teacher), metrics
+
+    entries = {"net": player(loss=curious, optimiser=optimiser("sgd", learning_rate=1e-2))}
+    mesh, out = make_mesh(data=2, fsdp=4), {}
+    for parallel in ("jit", "fsdp"):
+        state = create_state(entries, init, jax.random.key(0), mesh, (), 256)
+        layout = state_shardings(state, mesh, (), 256)
+        step = make_step(entries, mesh, layout, parallel=parallel, teacher=init(jax.random.key(5))["net"])
+        for s in range(2):
+            state, metrics = step(
+                state, put_batch(batch_at(s), mesh), jax.device_put(jax.random.key(7), replicated(mesh))
+            )
+        out[parallel] = float(metrics["net"]["loss"]), host(state.params)
+    assert out["fsdp"][0] == pytest.approx(out["jit"][0], rel=1e-6)
+    assert largest_difference(out["fsdp"][1], out["jit"][1]) < 1e-6
+
+
+def test_what_cannot_be_gathered_is_refused():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    for spec in ((("fsdp", "tensor"),), ("data",)):
+        with pytest.raises(ValueError, match=r"fsdp_mode='explicit': params/final/kernel is split as"):
+            step, *rest = prepare(mesh, rules=((r"final/kernel", spec),), parallel="fsdp")
+            step.lower(*rest)
