@@ -1,5 +1,8 @@
 """Tables learned row by row: trajectories, least squares against closed forms, DC-Solver's ratios."""
 
+import pathlib
+import runpy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +175,18 @@ def test_refusals_name_what_is_wrong():
         learn.dc(learn.compensated(LINEAR, grid.uniform(LINEAR, 4)), t.d, t.x, t.reference, reach=0)
     with pytest.raises(ValueError, match="deterministic"):
         learn.trajectory(solver.ancestral(LINEAR, grid.uniform(LINEAR, 4)), t.d, t.x)
+
+
+RUN = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "experiments" / "learned_solvers" / "run.py"))
+
+
+def test_page_says_what_is_measured():
+    lines = [line for line in RUN["PAGE"].read_text().splitlines() if line.startswith("| ")][2:]
+    written = {
+        tuple(cells[:3]): cells for cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines)
+    }
+    assert set(written) == {(path, *name) for path in RUN["PATHS"] for name in RUN["CASES"]}
+    for name in (("DDIM", "least squares: two records"), ("UniPC-2", "DC: step by step")):
+        old, new = written["linear", *name], RUN["measure"]("linear", name)
+        assert old[:4] == new[:4]
+        np.testing.assert_allclose([float(v) for v in old[4:6]], [float(v) for v in new[4:6]], rtol=0.03)
