@@ -52,3 +52,35 @@ def test_targets_agree(name):
     for target, result in zip(targets, results[1:]):
         error = np.sqrt(np.mean((np.asarray(result) - base) ** 2)) / scale
         assert error < 1e-4, (name, target, error)
+
+
+def all_finite(name, lengths):
+    """A few solvers of every kind at many lengths, in float32, one stack and one program for each path."""
+    process = PROCESSES[name]
+    makers = [solver.ddim, solver.ancestral, solver.edm, solver.dpm_solver_pp, solver.unipc, solver.dpm_solver_pp_sde]
+    tables = [make(process, solver.grid.logsnr(process, n)) for make in makers for n in lengths]
+    ends_blind = float(process.coefficients(process.t_max).alpha) == 0
+    targets = [t for t in prediction.TARGETS if not (ends_blind and t in ("noise", "score"))]
+    denoisers = [
+        prediction.denoiser(process, perfect(process, t), target=t, clock="time", sigma_data=0.5) for t in targets
+    ]
+    x = float(tables[0].blocks.start_scale) * jax.random.normal(jax.random.key(1), (16, 2))
+    run = lambda table, d: solver.run(table, d, x, jax.random.key(0))
+    many = jax.jit(lambda tables, ds: [jax.vmap(run, (0, None))(tables, d) for d in ds])
+    truth, *results = map(np.asarray, many(solver.stack(tables), [exact.denoiser(WORLD, process), *denoisers]))
+    for target, out in zip(targets, results):
+        assert out.dtype == np.float32 and np.all(np.isfinite(out)), (name, target)
+        error = np.sqrt(np.mean((out - truth) ** 2, (1, 2)) / np.mean(truth**2, (1, 2)))
+        assert error.max() < 1e-3, (name, target, error.max(), np.argmax(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PROCESSES))
+def test_every_target_is_finite_for_every_length_to_200(name):
+    for low, high in ((1, 31), (31, 101), (101, 201)):
+        all_finite(name, range(low, high))
+
+
+@pytest.mark.parametrize("name", ["linear", "vp", "edm"])
+def test_every_target_is_finite(name):
+    all_finite(name, (1, 2, 3, 7, 20))
