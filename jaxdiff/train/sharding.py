@@ -99,6 +99,11 @@ def axes_of(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
+def _entry(axes: Sequence[str]) -> Any:
+    """The entry of a PartitionSpec that names these axes."""
+    return None if not axes else axes[0] if len(axes) == 1 else tuple(axes)
+
+
 def _explicit(pattern: str, given: Any, path: str, shape: tuple[int, ...], mesh: Mesh) -> list:
     """Check one matched rule against one array and return its entries, one per dimension."""
     where = f"sharding rule {pattern!r} for {path} {shape}"
@@ -137,6 +142,8 @@ def leaf_spec(path: str, leaf: Any, mesh: Mesh, rules: Sequence[Rule] = (), min_
             if isinstance(given, str) and given == "replicated":
                 return P()
             entries = _explicit(pattern, given, path, leaf.shape, mesh)
+            # an axis of one device splits nothing; naming it would only make equal layouts unequal
+            entries = [_entry([a for a in axes_of(entry) if mesh.shape[a] > 1]) for entry in entries]
             break
     used = {axis for entry in entries for axis in axes_of(entry)}
     fsdp = mesh.shape.get("fsdp", 1)
@@ -183,8 +190,7 @@ def specs_like(tree: Any, params: Any, param_specs: Any) -> Any:
 
 def without_axis(spec: P, axis: str) -> P:
     """The same specification with one mesh axis removed (the layout after gathering along it)."""
-    kept = [tuple(a for a in axes_of(entry) if a != axis) for entry in spec]
-    return P(*[entry[0] if len(entry) == 1 else entry or None for entry in kept])
+    return P(*[_entry([a for a in axes_of(entry) if a != axis]) for entry in spec])
 
 
 def is_replicated(shardings: Any) -> bool:
