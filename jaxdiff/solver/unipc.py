@@ -63,7 +63,7 @@ def unipc(
         base = tape.state
         if before is not None and corrected[i - 1]:
             start, state, used = before
-            gains = _weights(start, at, history[:used], prediction, variant, at)
+            gains = step_weights(start, at, history[:used], prediction, variant, at)
             ratio, scale, _ = frame(start, at, prediction)
             base = combine(ratio * state, scale * gains, [Node(at, value), *history[:used]])
         history = [Node(at, value), *history][: max(order, 3)]
@@ -71,9 +71,9 @@ def unipc(
             history[0] = Node(at, _blend(history[:3], ratios[i]))
         before = (at, base, p)
         if to.sigma == 0:
-            tape.move(_to_data(base, history[0], to, prediction))
+            tape.move(to_data(base, history[0], to, prediction))
             continue
-        gains = _weights(at, to, history[:p], prediction, variant, None)
+        gains = step_weights(at, to, history[:p], prediction, variant, None)
         ratio, scale, _ = frame(at, to, prediction)
         tape.move(combine(ratio * base, scale * gains, history))
     return tape.table(grid[count])
@@ -88,14 +88,16 @@ def _per_step(name: str, value: Any, count: int) -> list:
     return list(value)
 
 
-def _to_data(base: Expression, node: Node, to: Point, form: str) -> Expression:
+def to_data(base: Expression, node: Node, to: Point, form: str) -> Expression:
     """The last step, to sigma = 0: alpha_s x0_hat, from either form."""
     if form == "data":
         return to.alpha * node.value
     return (to.alpha / node.at.alpha) * (base - node.at.sigma * node.value)
 
 
-def _weights(at: Point, to: Point, past: Sequence[Node], form: str, variant: str, end: Point | None) -> np.ndarray:
+def step_weights(
+    at: Point, to: Point, past: Sequence[Node], form: str, variant: str, end: Point | None
+) -> np.ndarray:
     """Weights on ``[end,] past`` of the step; B(h) enters where the method sets a coefficient to 1/2."""
     _, _, H = frame(at, to, form)
     h = to.lam - at.lam

@@ -20,7 +20,7 @@ from jaxdiff.solver.learn.fit import Learned
 from jaxdiff.solver.learn.trajectory import check_ends, trajectory
 from jaxdiff.solver.multistep import allowed_order, combine
 from jaxdiff.solver.table import Table, stack
-from jaxdiff.solver.unipc import _to_data, _weights, dc_solver
+from jaxdiff.solver.unipc import dc_solver, step_weights, to_data
 
 __all__ = ["compensated", "dc"]
 
@@ -86,7 +86,7 @@ def _states(
             continue
         if before is not None and corrected[i - 1]:
             start, state, used = before
-            gains = _weights(start, at, history[:used], form, variant, at)
+            gains = step_weights(start, at, history[:used], form, variant, at)
             ratio, scale, _ = frame(start, at, form)
             base = combine(ratio * state, scale * gains, [Node(at, value), *history[:used]])
         history = [Node(at, value), *history][: max(order, 3)]
@@ -95,9 +95,9 @@ def _states(
         used = allowed_order(grid, i, order, tail)
         before = (at, base, used)
         if to.sigma == 0:
-            states.append(_to_data(base, history[0], to, form))
+            states.append(to_data(base, history[0], to, form))
             continue
-        gains = _weights(at, to, history[:used], form, variant, None)
+        gains = step_weights(at, to, history[:used], form, variant, None)
         ratio, scale, _ = frame(at, to, form)
         states.append(combine(ratio * base, scale * gains, history))
     return jnp.stack(states)

@@ -127,12 +127,11 @@ def _ladder(process: Process, points: Grid, fine: int, even: bool = False) -> tu
         between = np.append(between, lam[0])
     time = np.asarray(process.time(between), np.float64)
     c = process.coefficients(time)
-    columns = [
-        np.concatenate(pair) for pair in zip((points.time, points.alpha, points.sigma), (time, c.alpha, c.sigma))
-    ]
-    order = np.argsort(np.arctan2(columns[2], columns[1]))[::-1]
+    join = lambda own, new: np.concatenate([own, np.asarray(new, np.float64)])
+    alpha, sigma = join(points.alpha, c.alpha), join(points.sigma, c.sigma)
+    order = np.argsort(np.arctan2(sigma, alpha))[::-1]
     at = np.argsort(order)[: lam.size]
-    return Grid(*(v[order] for v in columns), points.on_path), at
+    return Grid(join(points.time, time)[order], alpha[order], sigma[order], points.on_path), at
 
 
 def _shortest(costs: np.ndarray, steps: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxdiff.process.coefficients import expand
 from jaxdiff.solver.executor import run
 from jaxdiff.solver.table import AffineBlock, Table, device
 
-__all__ = ["Trajectory", "trajectory"]
+__all__ = ["Trajectory", "check_ends", "cut", "trajectory"]
 
 
 @jax.tree_util.register_dataclass
@@ -66,3 +66,15 @@ def check_ends(table: Table, reference: Table) -> None:
                 f"reference: {name} at alpha, sigma = {theirs[0]:g}, {theirs[1]:g}; need the table's own, "
                 f"{ours[0]:g}, {ours[1]:g}"
             )
+
+
+def cut(table: Table, first: int, last: int) -> Table:
+    """Rows ``first`` to ``last`` - 1 as a table of their own, which starts without history."""
+    part = lambda v, extra=0: None if v is None else np.asarray(v)[first : last + extra]
+    block = table.blocks
+    rows = {name: part(getattr(block, name)) for name in ("p", "q", "A", "B", "C", "E")}
+    ends = {name: part(getattr(block, name), 1) for name in ("alpha", "sigma")}
+    columns = {name: part(getattr(table, name)) for name in ("tau", "out", "live", "r")}
+    mode = None if table.mode is None else table.mode[first:last]
+    made = dataclasses.replace(block, **rows, **ends)
+    return dataclasses.replace(table, blocks=made, time=part(table.time, 1), mode=mode, **columns)
