@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKDIR ?= runs/digits
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-accelerator lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("jaxdiff needs Python >= 3.11, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/jaxdiff train --config configs/digits.py --workdir $(WORKDIR)
-	$(BIN)/jaxdiff sample --workdir $(WORKDIR) --config.guidance.name=cfg --config.guidance.scale=1.5
+	$(BIN)/jaxdiff sample --workdir $(WORKDIR) --config.guidance.name=cfg --config.guidance.scale=1.2
 	$(BIN)/jaxdiff eval --workdir $(WORKDIR)
 
 test: $(STAMP)
@@ -24,6 +24,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not accelerator"
+	JAXDIFF_ACCELERATOR=cpu $(BIN)/python -m pytest -m accelerator tests/test_accelerator.py
+
+# on a machine with a GPU or TPU, after installing the extra `cuda` or `tpu`
+test-accelerator: $(STAMP)
+	JAX_PLATFORMS= $(BIN)/python -m pytest -m accelerator tests/test_accelerator.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
