@@ -112,6 +112,18 @@ for n in (2, 3, 4):
     for clock in ("flow", "angle", "rosenbrock"):
         CASES[f"velocity_ab {n} {clock}"] = (P(solver.velocity_ab, order=n, clock=clock), n + 1, n, FINE)
 CASES["edm time"] = (P(solver.edm, clock="time"), 0, 2, FINE)
+CASES["edm"] = (solver.edm, 0, 2, FINE)
+CASES["euler time"] = (solver.euler, 0, 1, FINE)
+for n in (1, 2, 3, 4):
+    CASES[f"lms {n}"] = (P(solver.lms, order=n), n + 1, n, FINE)
+CASES["dpm_solver_pp 4M lagrange"] = (P(solver.dpm_solver_pp, order=4, variant="lagrange", **never), 5, 4, FINE)
+for name, order, rule in (
+    ("3 p_pseudo", 3, {"p_pseudo": True}),
+    ("2 corrected c_pseudo", 2, {"corrector": True, "c_pseudo": True}),
+    ("2 corrected public", 2, {"corrector": True, "variant": "public"}),
+):
+    options = {"l": 0.7, "s": -0.2, "b": 0.1, "order": order, **rule, **never}
+    CASES[f"dpm_solver_v3 {name}"] = (P(solver.dpm_solver_v3, **options), order + 2, 2, FINE)
 
 
 def measure(name):

@@ -58,6 +58,11 @@ CASES["sa_solver p2c2 tau=1 public"] = (P(solver.sa_solver, variant="public", **
 for eta in (0.5, 1.0):
     CASES[f"euler_maruyama eta={eta:g}"] = (P(solver.euler_maruyama, eta=eta), 1, 1)
 CASES["predictor_corrector"] = (solver.predictor_corrector, 1, 1)
+CASES["ancestral"] = (solver.ancestral, 1, 1)
+CASES["edm s_churn=4"] = (P(solver.edm, s_churn=4.0), 2, 2)
+CASES["edm s_churn=4, no Heun"] = (P(solver.edm, s_churn=4.0, heun=False), 1, 1)
+# as many points in the repeated piece as steps around it
+CASES["restart"] = (lambda p, g: solver.restart(p, g, intervals=[(len(g), 2, 0.3, 1.0)]), 2, 2)
 
 
 def measure(name):
