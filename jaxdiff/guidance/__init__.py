@@ -11,6 +11,7 @@ from jaxdiff.guidance.interval import autoguidance, interval
 from jaxdiff.guidance.mix import Mix, Schedule, Window, linear_mix, mix_predictions
 from jaxdiff.guidance.switch import Switch, stitch, switch
 from jaxdiff.guidance.threshold import Bounded, clip, threshold
+from jaxdiff.guidance.time_shift import TimeShift, time_shift
 
 __all__ = [
     "Bounded",
@@ -21,6 +22,7 @@ __all__ = [
     "Mix",
     "Schedule",
     "Switch",
+    "TimeShift",
     "Window",
     "autoguidance",
     "cfg",
@@ -36,6 +38,7 @@ __all__ = [
     "stitch",
     "switch",
     "threshold",
+    "time_shift",
 ]
 
 GUIDANCES = {"cfg": cfg, "cfg_rescale": cfg_rescale, "cfg_pp": cfg_pp}

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from jaxdiff.solver.adaptive_reverse import adaptive_sde
     from jaxdiff.solver.adjoint import checkpointed
     from jaxdiff.solver.hooks_project import Affine, Box, Known, affine, box, combine, inpaint, keep, known
+    from jaxdiff.solver.hooks_time import matched_time
     from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
     from jaxdiff.solver.weak import gaussian_law, weak_order
 
@@ -53,6 +54,7 @@ _LAZY = {
     **dict.fromkeys(
         ("Affine", "Box", "Known", "affine", "box", "combine", "inpaint", "keep", "known"), "hooks_project"
     ),
+    **dict.fromkeys(("matched_time",), "hooks_time"),
     **dict.fromkeys(("Encoding", "ddim_invert", "decode_noise", "direct", "encode_noise", "fixed_point"), "invert"),
     **dict.fromkeys(("gaussian_law", "weak_order"), "weak"),
 }
@@ -140,6 +142,7 @@ __all__ = [
     "known",
     "learn",
     "lms",
+    "matched_time",
     "order",
     "pndm",
     "predictor_corrector",
