@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.guidance.mix import ask, mix_predictions, scale_at, scale_leaf
+from jaxdiff.guidance.mix import ask, mix_predictions, scale_at, scale_leaf, tabulated
 from jaxdiff.prediction import Prediction, Query, check_target, condition, evaluate, lift, pair, start, target_of
 from jaxdiff.process.coefficients import Coefficients, expand
 
@@ -142,7 +142,7 @@ class Cfg:
 
     def tabulate(self, query: Query) -> Any:
         """The inner denoiser's own view of the query, which both branches are asked with; None if it has none."""
-        return self.inner.tabulate(query) if hasattr(self.inner, "tabulate") else None
+        return tabulated(self.inner, query)
 
     def condition(self, cond: Any) -> Cfg:
         """The same with another condition; the null is untouched."""
@@ -260,6 +260,10 @@ class Compose:
         predictions, state = _evaluate(self.inner, self._all(), state, x, query, self.branches)
         scales = [scale_at(scale, query) for scale in self.scales]
         return mix_predictions(predictions, [1 - sum(scales), *scales]), state
+
+    def tabulate(self, query: Query) -> Any:
+        """The inner denoiser's own view of the query, which every branch is asked with; None if it has none."""
+        return tabulated(self.inner, query)
 
     def condition(self, conds: Any) -> Compose:
         """The same with other conditions, a tuple of as many as before; the null is untouched."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxdiff import prediction
-from jaxdiff.guidance.mix import ask
+from jaxdiff.guidance.mix import ask, tabulated
 from jaxdiff.guidance.threshold import check_noise, replace_data
 from jaxdiff.prediction import Query, evaluate, lift
 
@@ -44,7 +44,7 @@ class Constrained:
 
     def tabulate(self, query: Query) -> Any:
         """The inner denoiser's own view of the query; None if it has none."""
-        return self.inner.tabulate(query) if hasattr(self.inner, "tabulate") else None
+        return tabulated(self.inner, query)
 
     def condition(self, cond: Any) -> Constrained:
         """The same, told ``cond``."""

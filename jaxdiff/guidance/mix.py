@@ -134,6 +134,11 @@ def mix_predictions(predictions: Sequence[Any], weights: Sequence[Any]) -> Any:
     return jax.tree.map(block, *predictions, is_leaf=_is_prediction)
 
 
+def tabulated(d: Any, query: Query) -> Any:
+    """The denoiser's own view of the query; None if it has none."""
+    return d.tabulate(query) if hasattr(d, "tabulate") else None
+
+
 def ask(d: Any, x: Any, t: Any, r: Any = None) -> Any:
     """Evaluate wrapper ``d`` once, outside a trajectory: the query's alpha and sigma follow from its process."""
     process = getattr(d, "process", None)
@@ -165,10 +170,18 @@ class Mix:
 
     def step(self, state: tuple, x: Any, query: Query) -> tuple:
         """``(prediction, state)``: every part asked once, then mixed."""
-        outs = [evaluate(part, s, x, query) for part, s in zip(self.parts, state)]
+        forms = query.form or (None,) * len(self.parts)
+        outs = [
+            evaluate(part, s, x, dataclasses.replace(query, form=form))
+            for part, s, form in zip(self.parts, state, forms)
+        ]
         scales = [scale_at(scale, query) for scale in self.scales]
         predictions = [prediction for prediction, _ in outs]
         return mix_predictions(predictions, [1 - sum(scales), *scales]), tuple(s for _, s in outs)
+
+    def tabulate(self, query: Query) -> tuple:
+        """Each part's own view of the query, None for parts without."""
+        return tuple(tabulated(part, query) for part in self.parts)
 
     def condition(self, cond: Any) -> Mix:
         """The same, every part told ``cond``."""

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxdiff import prediction
+from jaxdiff.guidance.mix import tabulated
 from jaxdiff.prediction import Query, evaluate, lift
 from jaxdiff.solver.table import Table
 
@@ -38,14 +39,19 @@ class Switch:
             raise ValueError("table: has no modes, and switch() chooses by them; use stitch(table, fraction)")
 
         def branch(i: int) -> Any:
-            def ask(state: tuple, x: Any, query: Query) -> tuple:
-                told, own = evaluate(self.parts[i], state[i], x, query)
+            def ask(state: tuple, x: Any, query: Query, forms: tuple | None) -> tuple:
+                own_query = dataclasses.replace(query, form=None if forms is None else forms[i])
+                told, own = evaluate(self.parts[i], state[i], x, own_query)
                 return told, (*state[:i], own, *state[i + 1 :])
 
             return ask
 
-        plain = dataclasses.replace(query, mode=None)
-        return jax.lax.switch(query.mode, [branch(i) for i in range(len(self.parts))], state, x, plain)
+        plain = dataclasses.replace(query, mode=None, form=None)
+        return jax.lax.switch(query.mode, [branch(i) for i in range(len(self.parts))], state, x, plain, query.form)
+
+    def tabulate(self, query: Query) -> tuple:
+        """Each part's own view of the query, None for parts without; a row's branch takes its part's."""
+        return tuple(tabulated(d, dataclasses.replace(query, mode=None)) for d in self.parts)
 
     def condition(self, cond: Any) -> Switch:
         """The same, every part told ``cond``."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import prediction
-from jaxdiff.guidance.mix import ask
+from jaxdiff.guidance.mix import ask, tabulated
 from jaxdiff.prediction import Prediction, Query, evaluate, lift
 from jaxdiff.process.coefficients import expand
 
@@ -58,7 +58,7 @@ class Bounded:
 
     def tabulate(self, query: Query) -> Any:
         """The inner denoiser's own view of the query; None if it has none."""
-        return self.inner.tabulate(query) if hasattr(self.inner, "tabulate") else None
+        return tabulated(self.inner, query)
 
     def condition(self, cond: Any) -> Bounded:
         """The same, told ``cond``."""
