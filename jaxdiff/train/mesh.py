@@ -22,7 +22,7 @@ def arrange(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> np.nda
 
     Args:
         sizes: (data, fsdp, tensor), their product the number of devices.
-        devices: the devices; slices are told apart by ``slice_index`` or, where there is none, by process.
+        devices: the devices; slices are told apart by ``slice_index`` or, where that tells nothing, by process.
         slices: how many slices there are, at least 2.
 
     Raises:
@@ -47,10 +47,11 @@ def arrange(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> np.nda
 
 
 def _slices(devices: Sequence[Any]) -> tuple[list[int], str]:
-    """The slice of each device, and what a slice is: processes stand in where devices report none."""
-    if all(getattr(device, "slice_index", None) is not None for device in devices):
-        return [device.slice_index for device in devices], "slices"
-    return [device.process_index for device in devices], "processes"
+    """The slice of each device, and what a slice is: processes stand in where devices report none, or only one."""
+    reported = [getattr(device, "slice_index", None) for device in devices]
+    if None in reported or len(set(reported)) == 1:
+        return [device.process_index for device in devices], "processes"
+    return reported, "slices"
 
 
 def make_mesh(
@@ -70,8 +71,8 @@ def make_mesh(
         tensor: devices along which matrix products are split.
         devices: the devices to use, all of them by default. A mesh smaller than the device count takes the
             first ones (single process only).
-        slices: slices of a multi-slice job (or processes, where devices report no slice), joined by a slower network
-            that only ``data`` crosses; -1 as many as there are.
+        slices: slices of a multi-slice job (or processes, where devices report one slice or none), joined by a slower network
+            that only ``data`` crosses; -1 as many as devices report, 1 if they report none.
         axis_type: of all three axes; the train step and the samplers give the same numbers under ``Explicit``.
 
     Raises:
@@ -110,7 +111,8 @@ def make_mesh(
     index, unit = _slices(devices)
     if slices == 1 and unit == "slices" and len(set(index)) > 1:
         raise ValueError(f"mesh.slices=1: the devices lie in {len(set(index))} slices; allowed are that many, or -1")
-    slices = len(set(index)) if slices == -1 else slices
+    if slices == -1:
+        slices = len(set(index)) if unit == "slices" else 1
     if slices > 1:
         return Mesh(arrange(shape, devices, slices), AXES, axis_types=types)
     return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)

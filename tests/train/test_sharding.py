@@ -1,5 +1,7 @@
 """Meshes, path rules, the automatic split, and the table that tells."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff.network import NETWORKS
 from jaxdiff.train import Player, abstract_state, averages, make_mesh, sharding_table, tree_specs
-from jaxdiff.train.sharding import without_axis
+from jaxdiff.train.sharding import TENSOR_RULES, parse_rules, path_name, without_axis
 
 
 def leaf(*shape):
@@ -118,3 +121,58 @@ def test_table_shows_bytes_and_what_stayed_whole():
 
 def test_removing_an_axis():
     assert without_axis(P(("data", "fsdp"), None, "fsdp", "tensor"), "fsdp") == P("data", None, None, "tensor")
+
+
+def test_rules_as_a_config_writes_them():
+    """Lists (from JSON), tuples and text mean the same."""
+    wanted = (
+        ("mlp", (None, "tensor")),
+        ("qkv", ("tensor", None)),
+        ("out", (("data", "fsdp"),)),
+        ("norm", "replicated"),
+    )
+    assert parse_rules(wanted) == wanted
+    assert parse_rules([[p, list(s) if isinstance(s, tuple) else s] for p, s in wanted]) == wanted
+    text = [("mlp", "*, tensor"), ("qkv", "tensor,*"), ("out", (("data", "fsdp"),)), ("norm", "replicated")]
+    assert parse_rules(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (["mlp"], r"mesh.rules\[0\]='mlp': need a pair"),
+        ([("a", "tensor"), ("mlp(", "tensor")], r"mesh.rules\[1\]=.*'mlp\(' is no regular expression"),
+        ([("mlp", "tensor *")], r"axis names and \* between commas"),
+        ([("mlp", None)], r"a tuple of them, or 'replicated'"),
+    ],
+)
+def test_bad_rules_of_a_config(rules, message):
+    with pytest.raises(ValueError, match=message):
+        parse_rules(rules)
+
+
+SMALL = {
+    "dit": ({"width": 32, "depth": 1, "heads": 2, "patch": 2}, (8, 8, 3)),
+    "unet": ({"channels": 16, "multipliers": (1, 2), "heads": 2}, (8, 8, 3)),
+    "mlp": ({"width": 32, "depth": 2}, (2,)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_network_has_rules_that_pair_columns_with_rows(name):
+    options, shape = SMALL[name]
+    net = NETWORKS[name](**options)
+    params = jax.eval_shape(net.init, jax.random.key(0), leaf(1, *shape), leaf(1))
+    specs = tree_specs(params, mesh(data=2, tensor=4), TENSOR_RULES[name])
+    found = {path_name(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(specs)}
+    for pattern, _ in TENSOR_RULES[name]:
+        assert any(re.search(pattern, path) for path in found), pattern
+    split = {path: spec for path, spec in found.items() if spec != P() and path.endswith("kernel")}
+    depth = {path_name(path): len(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    columns = [path for path, spec in split.items() if len(spec) == depth[path]]  # the last dimension is split
+    rows = [path for path, spec in split.items() if path not in columns]
+    pairs = [("/qkv/", "/out/"), ("/mlp_in/", "/mlp_out/"), ("/conv_0/", "/conv_1/"), ("_0/kernel", "_1/kernel")]
+    for path in columns:
+        partner = [path.replace(a, b) for a, b in pairs if path.replace(a, b) != path]
+        assert any(other in rows for other in partner) or path.endswith("_c/kernel"), path
+    assert rows and len(rows) <= len(columns)
