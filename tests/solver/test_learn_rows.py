@@ -64,12 +64,32 @@ def test_one_free_coefficient_a_row_is_the_one_that_gaussian_data_asks_for(proce
     assert solver.check(found.table).ok(1e-10)
 
 
+@pytest.mark.parametrize("local", [False, True])
+def test_free_coefficients_make_every_step_exact_on_gaussian_data(local):
+    # with A and B both free, the flow u_s = r u_t is in the span of y and d = m + g u: the first row is exact too
+    m, v = 0.4, 0.3
+    d, line = exact.denoiser(exact.Gaussian(m, v), VP), np.linspace(0.9, 0.1, 6)
+    c = VP.coefficients(line)
+    spread, z = np.sqrt(c.alpha**2 * v + c.sigma**2), np.linspace(-1.0, 1.0, 7)
+    with jax.enable_x64(True):
+        x = c.alpha[0] * m + spread[0] * jnp.asarray(z)
+        accurate = solver.rk4(VP, np.linspace(0.9, 0.1, 161))
+        options = {"train": ("A", "B"), "consistent": False, "local": local, "cutoff": 1e-12}
+        found = learn.least_squares(solver.ddim(VP, line), d, x, accurate, **options)
+        _, kept = solver.run(found.table, d, x, record=("states",))
+    assert found.losses.max() < 1e-8
+    np.testing.assert_allclose(kept["states"], (c.alpha * m + spread * z[:, None]).T[1:], atol=1e-7)
+
+
 def test_a_reference_that_is_the_table_changes_nothing():
     t = trial(LINEAR, grid.uniform)
     for base in (solver.dpm_solver_pp(LINEAR, grid.uniform(LINEAR, 6)), solver.heun(LINEAR, grid.uniform(LINEAR, 6))):
         found = learn.least_squares(base, t.d, t.x, base, records=3, consistent=bool(base.out.all()))
         assert np.abs(found.table.blocks.B[:, : base.blocks.B.shape[1]] - base.blocks.B).max() < 1e-5
         assert found.losses.max() < 1e-6  # measured 2.6e-6, 7e-8
+    one = solver.ddim(LINEAR, grid.uniform(LINEAR, 6))
+    found = learn.least_squares(one, t.d, t.x, one, records=2, local=True)
+    assert np.abs(found.table.blocks.B[:, 1]).max() < 1e-5
 
 
 def test_least_squares_cuts_the_error_on_held_out_starts():
@@ -87,6 +107,11 @@ def test_least_squares_cuts_the_error_on_held_out_starts():
         assert found.table.nfe == 8 and solver.check(found.table).ok(1e-9) and found.losses.shape == (8,)
         ends[name] = t.held_out(found.table)
     assert ends["two"] < at / 2.4 and ends["four"] < at / 4 and ends["states"] < at / 10
+    # towards where ten steps of Heun lead from the state a step starts from, as published: .088
+    g = grid.edm_rho(EDM, 8).time
+    steps = np.append((g[:-1, None] + np.diff(g)[:, None] * np.arange(10) / 10).ravel(), 0.0)
+    found = learn.least_squares(base, t.d, t.x, solver.heun(EDM, steps), records=2, local=True)
+    assert t.held_out(found.table) < at / 2.2
     # from Heun in rho, whose two slopes a step are weighed apart: .517 -> .052, 11 evaluations
     heun = solver.heun(EDM, grid.edm_rho(EDM, 6), clock="rho")
     assert t.held_out(learn.least_squares(heun, t.d, t.x, t.reference, records=3).table) < t.held_out(heun) / 8
@@ -167,6 +192,12 @@ def test_refusals_name_what_is_wrong():
         learn.least_squares(base, t.d, t.x, t.reference)
     with pytest.raises(ValueError, match="reference: starts at"):
         learn.least_squares(base, t.d, t.x, solver.ddim(LINEAR, np.linspace(0.9, 0, 5)), records=2)
+    with pytest.raises(ValueError, match="a grid point of the table"):
+        learn.least_squares(base, t.d, t.x, solver.heun(LINEAR, grid.uniform(LINEAR, 7)), records=2, local=True)
+    with pytest.raises(ValueError, match="multistep"):
+        learn.least_squares(
+            base, t.d, t.x, solver.dpm_solver_pp(LINEAR, grid.uniform(LINEAR, 8)), records=2, local=True
+        )
     with pytest.raises(ValueError, match="compensated"):
         learn.dc(learn.family(base, train=("B",), records=2), t.d, t.x, t.reference)
     with pytest.raises(ValueError, match="three predictions"):
