@@ -139,6 +139,9 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
             raise config_lib.ConfigError("--stall-timeout: needs --restarts N, the supervisor does the killing")
         if args.restarts is not None:
             return _supervise(args, overrides)
+        from jaxdiff.commands import program
+
+        program.preload(args.workdir)  # while the rest is imported
         from jaxdiff.commands import train
 
         train.run(config, args.workdir, change=args.allow_config_change)

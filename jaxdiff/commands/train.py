@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff import config as config_lib
 from jaxdiff.commands import assemble, draw, layout
+from jaxdiff.commands.program import FILE, Program, identity
 from jaxdiff.config import ConfigError
 from jaxdiff.data import pipeline
 from jaxdiff.eval import image_grid, loss_curves, toy_panels
@@ -26,7 +27,6 @@ from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import check_batch_size, replicated
 from jaxdiff.train.metrics import WandbWriter, Writer, load_wandb
-from jaxdiff.train.program import Program, identity
 
 __all__ = ["open_workdir", "read_metrics", "run"]
 
@@ -141,7 +141,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 tensorboard=t.tensorboard,
                 writers=_writers(config, workdir),
                 callbacks=_callbacks(made, workdir),
-                program=Program(workdir / "step.program", identity(mesh, facts)),
+                program=Program(workdir / FILE, identity(mesh, facts)),
                 meta={"config": config.to_dict(), "levels": source.levels, "classes": made.num_classes},
             )
         finally:

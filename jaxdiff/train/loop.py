@@ -25,7 +25,6 @@ from jaxdiff.train.metrics import (
     replace_text,
 )
 from jaxdiff.train.preempt import Preemption
-from jaxdiff.train.program import Program
 from jaxdiff.train.progress import Progress
 from jaxdiff.train.sharding import MIN_BYTES, Rule, sharding_table
 from jaxdiff.train.state import TrainState, abstract_state, create_state
@@ -100,7 +99,7 @@ def train(
     profile: tuple[int, int] | None = None,
     flops: float | None = None,
     peak_flops: float | None = None,
-    program: Program | None = None,
+    program: Any = None,
 ) -> Outcome:
     """Train until ``steps`` train steps are done, from the newest checkpoint if there is one.
 
@@ -138,8 +137,9 @@ def train(
         profile: ``(first, last)``: trace these steps (1 is the run's first) into workdir/profile, on process 0.
         flops: operations of one step over all devices; logs ``flops_per_second``.
         peak_flops: what one device can do in a second; with ``flops`` logs ``mfu``, in [0, 1].
-        program: where the compiled step is kept for the next start, with what it depends on; it must name all that
-            ``game`` and the settings here are made from. A start that finds it there traces and compiles nothing.
+        program: where the compiled step is kept for the next start: ``load(mesh)`` gives None or something with
+            ``target`` and ``step``, ``compile(step, target, batch, key)`` what is called instead of the step. It answers
+            for its being the step of this ``game`` and these settings (``commands/program.py``).
 
     Returns:
         The ``Outcome``. After SIGTERM it has saved and says ``preempted``; the caller exits with status 0.

@@ -5,8 +5,8 @@ import pytest
 from etils import epath
 from tiny_training import Pipeline, assert_bitwise, devices, init, player
 
+from jaxdiff.commands.program import Program, identity, preload
 from jaxdiff.train import Checkpointer, train
-from jaxdiff.train.program import Program, identity
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,10 @@ def test_restart_traces_nothing_and_ends_bitwise_equal(tmp_path):
     assert resumed.step == 40
     assert_bitwise(straight.state, resumed.state)
     assert straight.row["loss"] == resumed.row["loss"]
+    preload(tmp_path / "run")  # the same, begun in the background
+    again = go(tmp_path / "run", 60, loss=never)
+    assert_bitwise(again.state, go(tmp_path / "straight", 60, keep=False).state)
+    preload(tmp_path)  # nothing there
 
 
 def test_anything_odd_compiles_as_ever(tmp_path, caplog):
@@ -55,6 +59,12 @@ def test_anything_odd_compiles_as_ever(tmp_path, caplog):
             go(tmp_path, 20, loss=never, **change)
     for damage in (written[:-1], written[:5000] + bytes([written[5000] ^ 1]) + written[5001:], b"", b"x" * 80):
         kept.write_bytes(damage)
+        with pytest.raises(AssertionError, match="traced"):
+            go(tmp_path, 20, loss=never)
+    kept.write_bytes(written)
+    with pytest.MonkeyPatch.context() as patch:  # another processor, another jax
+        patch.setattr("jaxdiff.commands.program._processor", lambda: ["other"])
+        preload(tmp_path)
         with pytest.raises(AssertionError, match="traced"):
             go(tmp_path, 20, loss=never)
     # an intact envelope around what cannot be loaded is reported
