@@ -9,6 +9,7 @@ from jaxdiff.guidance.branches import Cfg, Compose, cfg, cfg_pp, cfg_pp_weight, 
 from jaxdiff.guidance.constrain import Constrained, constrain
 from jaxdiff.guidance.interval import autoguidance, interval
 from jaxdiff.guidance.mix import Mix, Schedule, Window, linear_mix, mix_predictions
+from jaxdiff.guidance.nested import Nested, nested
 from jaxdiff.guidance.switch import Switch, stitch, switch
 from jaxdiff.guidance.threshold import Bounded, clip, threshold
 from jaxdiff.guidance.time_shift import TimeShift, time_shift
@@ -20,6 +21,7 @@ __all__ = [
     "Constrained",
     "GUIDANCES",
     "Mix",
+    "Nested",
     "Schedule",
     "Switch",
     "TimeShift",
@@ -35,6 +37,7 @@ __all__ = [
     "interval",
     "linear_mix",
     "mix_predictions",
+    "nested",
     "stitch",
     "switch",
     "threshold",

@@ -18,9 +18,10 @@ def matched_time(
 ) -> jax.Array:
     """The time u near ``t`` with ``alpha_u^2 data_variance + sigma_u^2`` nearest the variance of each sample.
 
-    Source: 2305.15583 [89]. Variances are taken over a sample's own numbers, less their mean; candidates are ``t +
-    resolution j`` within ``window`` (full width, in t), clipped to [0, t_max], the nearest of equally good ones. ``data_variance`` 0 is published, right
-    where noise dominates. Window 0 gives ``t`` itself. x (B, ...) with many numbers a sample, t () or (B,); returns (B,).
+    Source: 2305.15583 [89]. Variances are taken over a sample's own numbers, less their mean. Candidates are
+    ``t + resolution j`` within ``window`` (full width, in t), clipped to [0, t_max], the nearest of equally good ones.
+    ``data_variance`` 0 is published, right where noise dominates. Window 0 gives ``t`` itself. x (B, ...) with many numbers
+    a sample, t () or (B,); returns (B,).
 
     As a hook, ``hooks(retime=lambda y, row: matched_time(process, y, row.tau, window=0.03))`` tells it to networks with
     the clock "time"; ``guidance.time_shift`` serves every denoiser. Raises ValueError for sizes out of range.
