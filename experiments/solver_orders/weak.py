@@ -56,7 +56,12 @@ for tau in (0.5, 1.0):
 CASES["sa_solver p3c4 tau=1 PECE"] = (P(solver.sa_solver, predictor=3, corrector=4, pece=True, **never), 4, 2)
 CASES["sa_solver p2c2 tau=1 public"] = (P(solver.sa_solver, variant="public", **never), 2, 2)
 for eta in (0.5, 1.0):
-    CASES[f"euler_maruyama eta={eta:g}"] = (P(solver.euler_maruyama, eta=eta), 1, 1)
+    for order in (1, 2, 3):
+        CASES[f"euler_maruyama {order} eta={eta:g}"] = (
+            P(solver.euler_maruyama, order=order, eta=eta, **never),
+            order,
+            min(order, 2),
+        )
 CASES["predictor_corrector"] = (solver.predictor_corrector, 1, 1)
 CASES["ancestral"] = (solver.ancestral, 1, 1)
 CASES["edm s_churn=4"] = (P(solver.edm, s_churn=4.0), 2, 2)

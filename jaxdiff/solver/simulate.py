@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from jaxdiff.process.process import Process
-from jaxdiff.solver.build import NOISE, Rows, first_order, noise_step, require_gaussian
+from jaxdiff.solver.build import NOISE, Rows, first_order, require_gaussian
+from jaxdiff.solver.exponential import check_choice, frame
 from jaxdiff.solver.grid import as_grid
+from jaxdiff.solver.multistep import VARIANTS, allowed_order, check_order, check_tail, taylor_weights
 from jaxdiff.solver.renoise import check_noise
 from jaxdiff.solver.table import Table
 
@@ -15,18 +19,31 @@ __all__ = ["euler_maruyama", "predictor_corrector"]
 
 
 def euler_maruyama(
-    process: Process, grid: Any, *, eta: float = 1.0, temperature: float = 1.0, stochastic: bool | None = None
+    process: Process,
+    grid: Any,
+    *,
+    order: int = 1,
+    variant: str = "midpoint",
+    eta: float = 1.0,
+    temperature: float = 1.0,
+    lower_order_final: str = "auto",
+    stochastic: bool | None = None,
 ) -> Table:
     """Euler-Maruyama on the reverse SDE ``dv = (1 + eta^2)/T E d rho + eta dw(rho^2)`` of ``v = x/alpha``, rho = sigma/alpha.
 
     ``x_s = (alpha_s/alpha_t) x_t + (1 + eta^2)/T (sigma_s - sigma_t alpha_s/alpha_t) E + eta alpha_s sqrt(rho_t^2 -
-    rho_s^2) z``. ``eta`` 0 is DDIM, 1 DDPM's reverse SDE; ``temperature`` T divides the score. Unlike :func:`ddim`, of the
-    same weak order 1, its steps do not keep the marginals of one point of data, and a long step overshoots. Steps from
-    alpha = 0 and to sigma = 0 are DDIM's (the latter without noise). Raises ValueError for negative eta, T <= 0 and
-    non-Gaussian processes.
+    rho_s^2) z``. ``eta`` 0 is DDIM, 1 DDPM's reverse SDE; ``temperature`` T divides the score. ``order`` 2 and 3 replace E
+    by the last noise predictions with the weights of multistep :func:`dpm_solver` and its ``variant`` (diffusers'
+    sde-dpmsolver at eta 1, the noise-form SDE-DPM-Solver). Weak order ``min(order, 2)``. Unlike :func:`ddim`, its steps
+    do not keep the marginals of one point of data, and a long step overshoots. Steps from alpha = 0 and to sigma = 0 are
+    DDIM's (the latter without noise). ``lower_order_final`` as in dpm_solver_pp. Raises ValueError for negative eta, T <= 0,
+    other orders and names, and non-Gaussian processes.
     """
     grid = as_grid(process, grid)
     check_noise(eta, 1.0, "euler_maruyama")
+    check_order(order, (1, 2, 3), "euler_maruyama()")
+    check_choice("variant", variant, VARIANTS)
+    check_tail(lower_order_final)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: {temperature} given; euler_maruyama() needs 0 < temperature < inf")
     if eta > 0:
@@ -38,9 +55,12 @@ def euler_maruyama(
             std = to.sigma * min(eta, 1.0)
             rows.add(at, *first_order(at, to, std), C=std)
             continue
-        A, B = noise_step(at, to)
+        ratio, scale, H = frame(at, to, "noise")
+        p = allowed_order(grid, i, order, lower_order_final)
+        nodes = np.array([(grid[i - j].lam - at.lam) / (to.lam - at.lam) for j in range(p)])
+        gains = (1 + eta**2) / temperature * scale * taylor_weights(H, nodes, variant)
         std = eta * to.alpha * math.sqrt((at.rho - to.rho) * (at.rho + to.rho))
-        rows.add(at, A, [(1 + eta**2) / temperature * B[0]], C=std, form=NOISE)
+        rows.add(at, [ratio], list(gains), C=std, form=NOISE)
     return rows.table(grid[len(grid)], stochastic=eta > 0 or bool(stochastic))
 
 

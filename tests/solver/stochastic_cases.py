@@ -43,13 +43,15 @@ SA["sa_pece"] = _with(sa, predictor=3, corrector=3, pece=True)
 SA["sa_band"] = _with(sa, tau_range=(0.05, 1.0))
 SA["sa_function"] = _with(sa, tau=lambda rho: 1 / (1 + rho))
 RESTART = {"restart": solver.restart}
+RES = {f"{name}_churn": _with(solver.exp_rk, tableau=name, s_churn=4.0) for name in ("res2", "res3", "etd2")}
 REDRAW = {"pc": solver.predictor_corrector, "pc_3": _with(solver.predictor_corrector, corrections=3, delta=0.4)}
-ALL = {**ANCESTRAL, **SDE, **ER, **SA, **RESTART, **REDRAW}
+ALL = {**ANCESTRAL, **SDE, **ER, **SA, **RESTART, **RES, **REDRAW}
 
 # scaled noise leaves the marginals, and so does a plain step of Euler-Maruyama; the published ER-SDE drops small noises
 DELTA_FAILS = {
     "maruyama": solver.euler_maruyama,
     "maruyama_half": _with(solver.euler_maruyama, eta=0.5),
+    "maruyama_2": _with(solver.euler_maruyama, order=2),
     "euler_noise": _with(solver.euler_ancestral, s_noise=1.003),
     "dpm2_noise": _with(solver.dpm2_ancestral, s_noise=1.003),
     "2s_noise": _with(solver.dpmpp_2s_ancestral, s_noise=1.003),

@@ -153,3 +153,86 @@ def test_velocity_multistep_is_adams_bashforth_on_the_flow(order):
     np.testing.assert_allclose(
         end(solver.velocity_ab(process.edm(), explicit(1 - t, t, t), order=order), {}), x, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_euler_maruyama_without_noise_is_multistep_dpm_solver(order):
+    t = np.linspace(0.98, 0.02, 9)
+    grid = explicit(1 - t, t, 1000 * t)
+    for variant in ("midpoint", "lagrange", "heun"):
+        ours = solver.unroll(solver.euler_maruyama(process.vp(), grid, order=order, variant=variant, eta=0.0))
+        plain = solver.dpm_solver(process.vp(), grid, order=order, method="multistep", variant=variant)
+        np.testing.assert_allclose(ours.W, solver.unroll(plain).W, atol=1e-12)
+        assert not np.any(ours.N)
+
+
+@pytest.mark.parametrize("variant", ["midpoint", "heun"])
+def test_noise_form_sde_of_second_order(variant):
+    """diffusers' sde-dpmsolver: twice the increments of the probability flow, and noise ``sigma_s sqrt(e^{2h} - 1)``."""
+    t = np.array([0.95, 0.8, 0.6, 0.45, 0.2, 0.1])
+    lam = np.log(1 - t) - np.log(t)
+    x, past = t[0] * X, []
+    for i in range(5):
+        past = [posterior(WORLD, x, 1 - t[i], t[i])[1], *past][:2]
+        h, s = lam[i + 1] - lam[i], t[i + 1]
+        x = (1 - s) / (1 - t[i]) * x - 2 * s * np.expm1(h) * past[0] + s * np.sqrt(np.expm1(2 * h)) * DRAWS[i]
+        if i:
+            slope = (past[0] - past[1]) * h / (lam[i] - lam[i - 1])
+            x = x - s * (np.expm1(h) if variant == "midpoint" else 2 * (np.expm1(h) / h - 1)) * slope
+    table = solver.euler_maruyama(
+        process.vp(), explicit(1 - t, t, 1000 * t), order=2, variant=variant, lower_order_final="never"
+    )
+    np.testing.assert_allclose(end(table, EACH), x, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise"])
+def test_public_mixtures_of_dpm_solver(prediction):
+    """Variant "heun" of order 3: exact second-order steps, and the published third-order ones (diffusers' heun)."""
+    t = np.array([0.95, 0.8, 0.6, 0.45, 0.2, 0.1])
+    lam, data = np.log(1 - t) - np.log(t), prediction == "data"
+    x, past = t[0] * X, []
+    for i in range(5):
+        past = [posterior(WORLD, x, 1 - t[i], t[i])[0 if data else 1], *past][:3]
+        h, s = lam[i + 1] - lam[i], t[i + 1]
+        if data:
+            ratio, gains = s / t[i], [-np.expm1(-h), np.expm1(-h) / h + 1, -((np.expm1(-h) + h) / h**2 - 0.5)]
+        else:
+            ratio, gains = (
+                (1 - s) / (1 - t[i]),
+                [-np.expm1(h), -(np.expm1(h) / h - 1), -((np.expm1(h) - h) / h**2 - 0.5)],
+            )
+        terms = [past[0]]
+        if i:
+            r0 = (lam[i] - lam[i - 1]) / h
+            terms.append((past[0] - past[1]) / r0)
+        if i > 1:
+            r1 = (lam[i - 1] - lam[i - 2]) / h
+            bend = (terms[1] - (past[1] - past[2]) / r1) / (r0 + r1)
+            terms = [terms[0], terms[1] + r0 * bend, bend]
+        x = ratio * x + (1 - s if data else s) * sum(g * v for g, v in zip(gains, terms))
+    make = solver.dpm_solver_pp if data else solver.dpm_solver
+    table = make(process.vp(), explicit(1 - t, t, 1000 * t), order=3, method="multistep", variant="heun", **never)
+    np.testing.assert_allclose(end(table, {}), x, atol=1e-12)
+
+
+def test_fast_steps_with_the_taylor_option():
+    """The step from t to s through its three predictions' parabola, the last stage by a plain linear slope (dpm-solver)."""
+    t = np.array([0.9, 0.75, 0.4, 0.3])
+    lam = np.log(1 - t) - np.log(t)
+    x0 = t[0] * X
+    h, r1, r2 = lam[3] - lam[0], *((lam[1:3] - lam[0]) / (lam[3] - lam[0]))
+    phi = lambda c: -np.expm1(-c * h)
+    D0 = posterior(WORLD, x0, 1 - t[0], t[0])[0]
+    x1 = t[1] / t[0] * x0 + (1 - t[1]) * phi(r1) * D0
+    D1 = posterior(WORLD, x1, 1 - t[1], t[1])[0] - D0
+    x2 = t[2] / t[0] * x0 + (1 - t[2]) * (phi(r2) * D0 + r2 / r1 * (1 - phi(r2) / (r2 * h)) * D1)
+    D2 = posterior(WORLD, x2, 1 - t[2], t[2])[0] - D0
+    slope, bend = (r2 * D1 / r1 - r1 * D2 / r2) / (r2 - r1), 2 * (D2 / r2 - D1 / r1) / (r2 - r1)
+    first = 1 - phi(1) / h
+    x = t[3] / t[0] * x0 + (1 - t[3]) * (phi(1) * D0 + first * slope + (0.5 - first / h) * bend)
+    # a grid of five steps has the orders 3, 2; the first three rows are the step above
+    more = explicit(1 - np.append(t, [0.2, 0.1]), np.append(t, [0.2, 0.1]), np.arange(6.0, 0.0, -1.0))
+    table = solver.dpm_solver_pp(process.vp(), more, order=3, method="fast", variant="taylor")
+    dense = solver.unroll(table, rows=True)
+    y = dense.a[2] * x0 + dense.W[2, 0] * D0 + dense.W[2, 1] * (D1 + D0) + dense.W[2, 2] * (D2 + D0)
+    np.testing.assert_allclose(y, x, atol=1e-12)
