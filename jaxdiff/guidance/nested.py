@@ -77,7 +77,8 @@ def nested(
     ``run(outer, nested(d, outer, inner), x, record=("predictions",))``: each row's ``predictions.data`` is a viable sample, so
     sampling may stop anywhere. With an exact stochastic inner sampler and ``ddim(eta=1)`` outside, the law of the result is
     exact for any number of outer steps; a deterministic inner one is not a posterior sample, and its bias grows with them
-    (Gaussian data of variance 0.5: 0.73 after five, 1.10 after twenty). One inner step of ``ddim`` is ``d`` itself. Evaluations: those of all inner tables, in a row each.
+    (Gaussian data of variance 0.5: 0.73 after five, 1.10 after twenty). One inner step of ``ddim`` is ``d`` itself. A row costs
+    its inner table's evaluations.
 
     Args:
         d: the denoiser, plain or stateful (its state starts anew in every inner run).

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from jaxdiff.solver.hooks_project import Affine, Box, Known, affine, box, combine, inpaint, keep, known
     from jaxdiff.solver.hooks_time import matched_time
     from jaxdiff.solver.invert import Encoding, ddim_invert, decode_noise, direct, encode_noise, fixed_point
+    from jaxdiff.solver.langevin import corrector, langevin_step
     from jaxdiff.solver.weak import gaussian_law, weak_order
 
 # tools beside the solvers, loaded when first used
@@ -56,6 +57,7 @@ _LAZY = {
     ),
     **dict.fromkeys(("matched_time",), "hooks_time"),
     **dict.fromkeys(("Encoding", "ddim_invert", "decode_noise", "direct", "encode_noise", "fixed_point"), "invert"),
+    **dict.fromkeys(("corrector", "langevin_step"), "langevin"),
     **dict.fromkeys(("gaussian_law", "weak_order"), "weak"),
 }
 
@@ -104,6 +106,7 @@ __all__ = [
     "checkpointed",
     "combine",
     "conjugate",
+    "corrector",
     "data_moments",
     "dc_solver",
     "ddim",
@@ -140,6 +143,7 @@ __all__ = [
     "ipndm",
     "keep",
     "known",
+    "langevin_step",
     "learn",
     "lms",
     "matched_time",

@@ -27,11 +27,11 @@ class Adapted(NamedTuple):
     nfe: jax.Array
 
 
-def stateless(d: Any, x: Any) -> Any:
-    """``d`` lifted; raises ValueError if it carries a state from ``x`` on, which a rejected step would spoil."""
+def stateless(d: Any, x: Any, who: str = "an adaptive solver") -> Any:
+    """``d`` lifted; raises ValueError if it carries a state from ``x`` on, which evaluations off the path would spoil."""
     d = prediction.lift(d)
     if jax.tree_util.tree_leaves(jax.eval_shape(lambda v: prediction.start(d, v), x)):
-        raise ValueError("d: stateful; an adaptive solver may reject steps and needs a plain denoiser")
+        raise ValueError(f"d: stateful; {who} asks off the sampler's path and needs a denoiser without a state")
     return d
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
+from jaxdiff.solver.adaptive import stateless, tell
 from jaxdiff.solver.executor import Hooks, hooks
 from jaxdiff.solver.table import Table, device
 
@@ -49,8 +50,9 @@ class _Corrector:
         time, alpha, sigma, scale = (v[row.k + 1] for v in self.levels)
         noisy = sigma > 0  # there is no score to follow at the clean end
         query = prediction.Query(time, None, alpha, sigma)
+        d = stateless(self.d, y_next, "a Langevin corrector")
         for i in range(self.count):
-            told, _ = prediction.evaluate(self.d, (), y_next, query)
+            told = tell(d, y_next, query)
             score = -told.noise / jnp.where(noisy, sigma, 1)
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, STREAM + np.uint32(i))
             z = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:], y.dtype))(own)
@@ -65,11 +67,9 @@ def corrector(table: Table, d: Any, *, snr: float = 0.16, count: int = 1) -> Hoo
     ``run(table, d, x, key, hooks=corrector(table, d))``; each step costs one more evaluation a row. ``snr``: 0.16 for VE on
     CIFAR in the paper. Meant for states of many coordinates: in one or two, a small score norm makes huge
     steps. The step is scaled by ``(alpha_s/alpha_next)^2``, 1 - beta on discrete VP and 1 on VE. Norms are each
-    sample's own (the public code averages them over the batch). Raises ValueError for stateful denoisers and for snr or
-    count out of range.
+    sample's own (the public code averages them over the batch). Raises ValueError for snr or count out of range; at the
+    run, for denoisers that carry a state.
     """
-    if hasattr(d, "step"):
-        raise ValueError("d: stateful; a Langevin corrector needs a plain denoiser")
     if not snr > 0 or count < 1:
         raise ValueError(f"snr, count: {snr}, {count} given; need snr > 0 and count >= 1")
     block: Any = device(table).blocks

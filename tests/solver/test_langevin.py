@@ -1,11 +1,14 @@
 """The corrector leaves an exact marginal alone as its step vanishes, sample by sample."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import exact, process, solver
+from jaxdiff import exact, guidance, process, solver
+from jaxdiff.prediction import Prediction
 from jaxdiff.solver import grid, langevin
 
 VE = process.edm()
@@ -32,6 +35,28 @@ def test_corrects_a_wrong_marginal_and_samples_do_not_meet():
     plain, helped = spread(run(x, None)), spread(run(x, hook))
     assert abs(helped - 0.5) < abs(plain - 0.5)
     np.testing.assert_allclose(run(x, hook)[:4], run(x[:4], hook), rtol=1e-5, atol=1e-6)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stateful:
+    """Carries one number a sample."""
+
+    def start(self, x):
+        return jnp.zeros(x.shape[0])
+
+    def step(self, state, x, query):
+        return Prediction(x, x), state
+
+
+def test_guided_denoisers_correct_and_stateful_ones_are_refused():
+    table, plain = solver.ddim(VE, grid.edm_rho(VE, 4)), exact.denoiser(WORLD, VE)
+    guided = guidance.linear_mix((plain, plain), (0.4, 0.6))
+    x = 80.0 * jax.random.normal(jax.random.key(0), (2, 64))
+    go = jax.jit(lambda d: solver.run(table, d, x, jax.random.key(1), hooks=langevin.corrector(table, d)))
+    np.testing.assert_allclose(go(guided), go(plain), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="d: stateful; a Langevin corrector"):
+        solver.run(table, plain, x, jax.random.key(1), hooks=langevin.corrector(table, Stateful()))
 
 
 def test_refusals():
