@@ -62,11 +62,13 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
         rows = [np.flatnonzero(each == c)[:10] for c in range(made.num_classes)]
         image_grid(strong[np.concatenate(rows)], made.num_classes, 10, workdir / "samples.png")
         if network.name != "pixels":
+            agreement = class_agreement(network, strong, each)
             result["guided"] = {
                 "guidance": name,
                 "scale": scale,
                 "count": len(each),
-                "class_agreement": class_agreement(network, strong, each),
+                "class_agreement": agreement,
+                "difference": agreement - result["class_agreement"]["heldout"],
             }
     result["solver"] = {
         "name": config.solver.name,
@@ -81,6 +83,6 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
         g, own = result["guided"], result["class_agreement"]["heldout"]
         print(
             f"class agreement with {g['guidance']} at scale {g['scale']:g}: {g['class_agreement']:.4f} "
-            f"({g['count']} samples); the classifier's own held-out accuracy: {own:.4f}"
+            f"({g['count']} samples); the classifier's own held-out accuracy: {own:.4f} ({g['difference']:+.4f})"
         )
     return result

@@ -108,8 +108,8 @@ def report(
 
     The module docstring says what the floor is. ``count`` is the number of points a side (None: the most that the
     three sets and their labels allow); distances whose cost is quadratic use at most ``pairwise_limit`` of them, as
-    does the memorisation check of its samples. ``network`` gives features (None: ``default_network``). The result
-    is JSON-ready and a function of the inputs and the seed:
+    does the memorisation check of its samples and held-out points. ``network`` gives features (None:
+    ``default_network``). The result is JSON-ready and a function of the inputs and the seed:
 
     - ``metrics``: ``{name: {samples, floor, samples_spread, floor_spread, ratio, count}}``: ``frechet``, ``kid``,
       ``precision``, ``recall`` on features; ``sliced_w2``, ``mmd`` on pixels. ``ratio`` is None where the floor is
@@ -188,12 +188,14 @@ def report(
             "count": count if metric in ("frechet", "sliced_w2") else limited,
         }
 
+    # the training set is searched whole, for a few of the samples and of the held-out points that give the scale
     checked = slice(pairwise_limit)
-    copies = {"pixels": memorisation(points["samples"][checked], points["train"], points["heldout"])._asdict()}
-    if network.name != "pixels":
-        copies["features"] = memorisation(
-            features["samples"][checked], features["train"], features["heldout"]
-        )._asdict()
+    scale = np.random.default_rng((seed, subsets)).permutation(len(points["heldout"]))[checked]
+    spaces = {"pixels": points} if network.name == "pixels" else {"pixels": points, "features": features}
+    copies = {
+        where: memorisation(space["samples"][checked], space["train"], space["heldout"][scale])._asdict()
+        for where, space in spaces.items()
+    }
 
     agreement = None
     if "samples" in labels and found["samples"].logits is not None:
