@@ -59,7 +59,7 @@ import jax
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.mesh import make_mesh, replicated
 workdir = pathlib.Path(sys.argv[2])
-structure, _ = pickle.loads((workdir / "step.program").read_bytes()[64:])
+structure = pickle.loads(pickle.loads((workdir / "step.program").read_bytes()[64:])["structure"])
 whole = replicated(make_mesh())
 is_spec = lambda node: type(node).__name__ == "_Spec"
 target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), structure, is_leaf=is_spec)

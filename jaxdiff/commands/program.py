@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from jaxdiff.train.state import TrainState
     from jaxdiff.train.step import Step
 
-__all__ = ["FILE", "Kept", "Program", "identity", "preload"]
+__all__ = ["FILE", "Program", "identity", "preload"]
 
 FILE = "step.program"  # in the working directory
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _UNRELATED = ("cache", "log", "distributed", "traceback", "debug", "dump", "transfer_guard")  # of jax's settings
 _JOB = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "JAXDIFF_DISTRIBUTED")
-_preloaded: dict[str, concurrent.futures.Future] = {}
+_begun: dict[str, tuple[dict[str, Any], concurrent.futures.Future] | None] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +56,6 @@ class _Spec:
     shape: tuple[int, ...]
     dtype: str
     spec: PartitionSpec
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Kept:
-    """A loaded program: ``step(state, batch, key)``, and the abstract state (with shardings) that it takes."""
-
-    target: TrainState
-    step: Callable
 
 
 # ------------------------------------------------------------------------------------------- what it depends on
@@ -119,68 +111,78 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
     return pickle.loads(body) if hashlib.sha256(body).hexdigest().encode() == head else None
 
 
-def _link(path: epath.Path) -> tuple[dict[str, Any], Callable] | None:
-    """Read and link a program; None if the file is not whole or was made elsewhere."""
-    content = _read(path)
-    if content is None or content["machine"] != _machine():
-        return None
+def _link(content: dict[str, Any]) -> Callable:
     known = {device.id: device for device in jax.devices()}
     devices = [known[number] for number in content["devices"]]
-    return content, serialize_executable.deserialize_and_load(*content["executable"], execution_devices=devices)
+    return serialize_executable.deserialize_and_load(*content["executable"], execution_devices=devices)
+
+
+def _begin(path: epath.Path) -> tuple[dict[str, Any], concurrent.futures.Future] | None:
+    """Read a program and begin to link it in the background; None if there is none, it is torn, or made elsewhere."""
+    try:
+        content = _read(path) if path.exists() else None
+        if content is None or content["machine"] != _machine():
+            return None
+    except Exception as error:  # it can always be compiled again
+        _not_loaded(path, error)
+        return None
+    worker = concurrent.futures.ThreadPoolExecutor(1, "program")
+    future = worker.submit(_link, content)
+    worker.shutdown(wait=False)
+    return content, future
+
+
+def _not_loaded(path: epath.Path, error: Exception) -> None:
+    _log.warning("%s could not be loaded, the step is compiled: %s: %s", path, type(error).__name__, error)
 
 
 def preload(workdir: str | os.PathLike) -> None:
-    """Begin to load the program of a working directory in the background; ``Program.load`` waits for it.
+    """Begin to load the program of a working directory; ``Program`` will find it.
 
     Touches the devices, so a process that may be one of several (``train/distributed.py``) leaves it. Costs nothing
     where there is no program.
     """
     path = epath.Path(workdir) / FILE
-    if any(os.environ.get(name) for name in _JOB) or not path.exists():
-        return
-    worker = concurrent.futures.ThreadPoolExecutor(1, "program")
-    _preloaded[os.fspath(path)] = worker.submit(_link, path)
-    worker.shutdown(wait=False)
+    if not any(os.environ.get(name) for name in _JOB):
+        _begun[os.fspath(path)] = _begin(path)
 
 
-@dataclasses.dataclass(frozen=True)
 class Program:
     """Where the step of one run is kept, and the ``identity`` it must have. One process only; others compile."""
 
-    path: epath.Path
-    identity: str
+    def __init__(self, path: epath.Path, identity: str):
+        self.path, self.identity = path, identity
+        self._linking: concurrent.futures.Future | None = None
 
-    def load(self, mesh: Mesh) -> Kept | None:
-        """The kept program laid over ``mesh``, or None if there is none that answers this identity."""
-        begun = _preloaded.pop(os.fspath(self.path), None)
-        if jax.process_count() > 1 or not self.path.exists():
+    def target(self, mesh: Mesh) -> TrainState | None:
+        """The abstract state, laid over ``mesh``, that the kept program takes; None if none answers this identity."""
+        begun = _begun.pop(os.fspath(self.path), None)
+        if jax.process_count() > 1:
+            return None
+        begun = begun or _begin(self.path)
+        if begun is None or begun[0]["identity"] != self.identity:
             return None
         try:
-            if begun is None:
-                content = _read(self.path)
-                if content is None or content["identity"] != self.identity:
-                    return None
-            found = _link(self.path) if begun is None else begun.result()
-            if found is None or found[0]["identity"] != self.identity:
-                return None
-            content, call = found
-            structure = pickle.loads(content["structure"])
-        except Exception as error:  # it can always be compiled again
-            _log.warning(
-                "%s could not be loaded, the step is compiled: %s: %s", self.path, type(error).__name__, error
-            )
+            structure = pickle.loads(begun[0]["structure"])
+        except Exception as error:
+            _not_loaded(self.path, error)
             return None
+        self._linking = begun[1]
         place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.spec))
-        target = jax.tree.map(place, structure, is_leaf=lambda node: isinstance(node, _Spec))
-        return Kept(target, _on_trees(call, target))
+        return jax.tree.map(place, structure, is_leaf=lambda node: isinstance(node, _Spec))
 
-    def compile(self, step: Step, target: TrainState, batch: Any, key: jax.Array) -> Callable:
-        """Compile the step for these arguments and keep it; returns what is called from now on.
+    def ready(self, step: Step, target: TrainState, batch: Any, key: jax.Array) -> Callable:
+        """What to call as ``step(state, batch, key)``: the kept program, or the step compiled now, and kept.
 
         What XLA's compile cache gave cannot be kept (its code does not survive a second writing): then nothing is.
         """
         if jax.process_count() > 1 or step.fixed != (None, None):
             return step
+        if self._linking is not None:
+            try:
+                return _on_trees(self._linking.result(), target)
+            except Exception as error:
+                _not_loaded(self.path, error)
         outline = jax.tree.structure(target)
 
         def flat(leaves: list, batch: Any, key: jax.Array) -> tuple[list, Any]:

@@ -137,9 +137,9 @@ def train(
         profile: ``(first, last)``: trace these steps (1 is the run's first) into workdir/profile, on process 0.
         flops: operations of one step over all devices; logs ``flops_per_second``.
         peak_flops: what one device can do in a second; with ``flops`` logs ``mfu``, in [0, 1].
-        program: where the compiled step is kept for the next start: ``load(mesh)`` gives None or something with
-            ``target`` and ``step``, ``compile(step, target, batch, key)`` what is called instead of the step. It answers
-            for its being the step of this ``game`` and these settings (``commands/program.py``).
+        program: where the compiled step is kept for the next start: ``target(mesh)`` gives the abstract state of a kept
+            step, or None; ``ready(step, target, batch, key)`` what is called instead of the step. It answers for its
+            being the step of this ``game`` and these settings (``commands/program.py``).
 
     Returns:
         The ``Outcome``. After SIGTERM it has saved and says ``preempted``; the caller exits with status 0.
@@ -165,8 +165,8 @@ def train(
 
     # the state: newest checkpoint that verifies, or step 0
     init_key, noise_key = jax.random.split(jax.random.key(seed))
-    kept = program.load(mesh) if program is not None else None
-    target = abstract_state(game, init, mesh, rules, min_bytes) if kept is None else kept.target
+    target = program.target(mesh) if program is not None else None
+    target = abstract_state(game, init, mesh, rules, min_bytes) if target is None else target
     layout = jax.tree.map(lambda leaf: leaf.sharding, target)
     found = checkpointer.restore_latest(target) if checkpointer is not None else None
     if found is None:
@@ -180,7 +180,6 @@ def train(
         game, mesh, layout, accumulate=accumulate, compute_dtype=compute_dtype, parallel=parallel,
         stats_every=stats_every, teacher=teacher, extra=extra,
     )  # fmt: skip
-    step_fn = step_fn if kept is None else kept.step
     key = put_replicated(noise_key, mesh)
 
     # what watches: process 0 writes and shows, every process counts
@@ -275,8 +274,8 @@ def train(
                     tracing = True
                 with jax.transfer_guard("disallow"):
                     batch = put_batch(batch, mesh)
-                    if step == start and program is not None and kept is None:
-                        step_fn = program.compile(step_fn, target, batch, key)
+                    if step == start and program is not None:
+                        step_fn = program.ready(step_fn, target, batch, key)
                     state, metrics = step_fn(state, batch, key)
                 step += 1
                 examples = batch["index"].shape[0]
