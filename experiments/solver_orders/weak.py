@@ -66,6 +66,7 @@ CASES["predictor_corrector"] = (solver.predictor_corrector, 1, 1)
 CASES["ancestral"] = (solver.ancestral, 1, 1)
 CASES["edm s_churn=4"] = (P(solver.edm, s_churn=4.0), 2, 2)
 CASES["edm s_churn=4, no Heun"] = (P(solver.edm, s_churn=4.0, heun=False), 1, 1)
+CASES["exp_rk res2 s_churn=4"] = (P(solver.exp_rk, s_churn=4.0), 2, 2)
 # as many points in the repeated piece as steps around it
 CASES["restart"] = (lambda p, g: solver.restart(p, g, intervals=[(len(g), 2, 0.3, 1.0)]), 2, 2)
 

@@ -10,7 +10,8 @@ from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA, require_path
 from jaxdiff.solver.exponential import check_choice, frame, jump, point_at
-from jaxdiff.solver.grid import as_grid
+from jaxdiff.solver.grid import Point, as_grid
+from jaxdiff.solver.rungekutta import added_noise, churned
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Tape
 
@@ -49,7 +50,17 @@ def _rows(tableau: str, h: float) -> list[list[float]]:
     return [[g1 / 2], [0.0, g1 / 2], [first, 0.0, g1], [f1 - 3 * f2 + 4 * f3, middle, middle, 4 * f3 - f2]]
 
 
-def exp_rk(process: Process, grid: Any, *, tableau: str = "res2") -> Table:
+def exp_rk(
+    process: Process,
+    grid: Any,
+    *,
+    tableau: str = "res2",
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = float("inf"),
+    s_noise: float = 1.0,
+    stochastic: bool | None = None,
+) -> Table:
     """Explicit exponential Runge-Kutta: ``u_i = (sigma_i/sigma_t) x_t + alpha_i h sum_j a_ij(h) x0_hat(u_j)``.
 
     Stages at ``lam_t + c_i h``. With ``phi_k`` at -h (phi_{k,i} at -c_i h), ``tableau``:
@@ -60,26 +71,33 @@ def exp_rk(process: Process, grid: Any, *, tableau: str = "res2") -> Table:
     - "etd2": c = (0, 1), ``b = (phi_1 - phi_2, phi_2)``
     - "etd3", "etd4": Cox and Matthews' schemes of orders 3 and 4
 
-    Every stage is exact on constant predictions (``sum_j a_ij = c_i phi_{1,i}``). Steps from alpha = 0 and to sigma = 0 are
-    first-order. Raises ValueError on grids without a path, except "etd2", whose stage is the end of the step.
+    The multistep RES is ``dpm_solver_pp(variant="lagrange")``. Every stage is exact on constant predictions
+    (``sum_j a_ij = c_i phi_{1,i}``). Steps from alpha = 0 and to sigma = 0 are first-order. ``s_churn``, ``s_min``, ``s_max``,
+    ``s_noise``: noise added before each step, as in :func:`jaxdiff.solver.edm` (the stochastic RES, weak order 2 at a fixed
+    s_churn). Raises ValueError on grids without a path, except "etd2" without churn, whose stage is the end of the step.
     """
     grid = as_grid(process, grid)
     check_choice("tableau", tableau, tuple(NODES))
     if tableau != "etd2":
         require_path(grid, f"exp_rk(tableau={tableau!r})", "points between the grid's (use 'etd2')")
+    hats = [*churned(process, grid, "exp_rk", s_churn, s_min, s_max, s_noise), grid[len(grid)]]
     tape = Tape(process, grid[0])
+    tape.rows.start_noise = added_noise(grid[0], hats[0], s_noise)
     for i in range(len(grid)):
-        at, to, base = grid[i], grid[i + 1], tape.state
+        at, to, base, after = hats[i], grid[i + 1], tape.state, hats[i + 1]
+        # the end of the step in the scale of the noisier point that the next one starts from
+        end, std = Point(to.time, after.alpha, to.sigma * (after.alpha / to.alpha)), added_noise(to, after, s_noise)
         if to.sigma == 0 or at.alpha == 0:
-            tape.move(jump(at, to, base, tape.evaluate(at, DATA)))
+            tape.move(jump(at, end, base, tape.evaluate(at, DATA)), noise=std)
             continue
         h = to.lam - at.lam
         points = [to if c == 1 else at if c == 0 else point_at(process, at.lam + c * h) for c in NODES[tableau]]
         rows, records = _rows(tableau, h), []
-        for j, (here, there) in enumerate(zip(points, [*points[1:], to])):
+        for j, (here, there) in enumerate(zip(points, [*points[1:], end])):
             records.append(tape.evaluate(here, DATA))
             total = frame(at, there, "data")[0] * base
             for gain, record in zip(rows[j], records):
                 total = total + (there.alpha * h * gain) * record
-            tape.move(total, out=j + 1 == len(points))
-    return tape.table(grid[len(grid)])
+            last = j + 1 == len(points)
+            tape.move(total, out=last, noise=std if last else 0.0)
+    return tape.table(grid[len(grid)], stochastic=s_churn > 0 if stochastic is None else stochastic or s_churn > 0)

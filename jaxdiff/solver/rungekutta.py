@@ -151,25 +151,17 @@ def edm(
     x0_hat; ``variant="public"`` makes it the published Euler step, which in the clock "time" leaves part of the noise.
     """
     grid = as_grid(process, grid)
-    if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
-        raise ValueError(
-            f"s_churn, s_min, s_max, s_noise: {s_churn}, {s_min}, {s_max}, {s_noise} given; need s_churn >= 0, "
-            "s_min <= s_max, s_noise > 0"
-        )
-    if s_churn > 0:
-        require_gaussian(process, f"edm(s_churn={s_churn:g})")
-        require_path(grid, f"edm(s_churn={s_churn:g})", "points between the grid's")
+    hats = churned(process, grid, "edm", s_churn, s_min, s_max, s_noise)
     check_clock(clock, grid, "edm")
     check_choice("variant", variant, ("jump", "public"))
     slope = (lambda point: NOISE) if clock == "rho" else (lambda point: velocity_form(process, point))
-    hats = [_hat(process, grid, i, s_churn, s_min, s_max) for i in range(len(grid))]
     rows = Rows(process, grid[0])
-    rows.start_noise = _added(grid[0], hats[0], s_noise)
+    rows.start_noise = added_noise(grid[0], hats[0], s_noise)
     for i, at in enumerate(hats):
         to = grid[i + 1]
         after = hats[i + 1] if i + 1 < len(grid) else to
         gain = after.alpha / to.alpha if to.alpha > 0 else 1.0
-        std = _added(to, after, s_noise)
+        std = added_noise(to, after, s_noise)
         end = to.sigma == 0
         exact = (end and variant == "jump") or (clock == "rho" and at.alpha == 0)
         form = DATA if exact else slope(at)
@@ -183,6 +175,21 @@ def edm(
         else:
             rows.add(at, [gain * A[0]], [gain * B[0]], C=std, form=form)
     return rows.table(grid[len(grid)], stochastic=s_churn > 0 if stochastic is None else stochastic or s_churn > 0)
+
+
+def churned(
+    process: Process, grid: Grid, solver: str, s_churn: float, s_min: float, s_max: float, s_noise: float
+) -> list[Point]:
+    """The noisier points from which steps are taken, after the checks of the churn's settings."""
+    if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
+        raise ValueError(
+            f"s_churn, s_min, s_max, s_noise: {s_churn}, {s_min}, {s_max}, {s_noise} given; need s_churn >= 0, "
+            "s_min <= s_max, s_noise > 0"
+        )
+    if s_churn > 0:
+        require_gaussian(process, f"{solver}(s_churn={s_churn:g})")
+        require_path(grid, f"{solver}(s_churn={s_churn:g})", "points between the grid's")
+    return [_hat(process, grid, i, s_churn, s_min, s_max) for i in range(len(grid))]
 
 
 def _hat(process: Process, grid: Grid, i: int, s_churn: float, s_min: float, s_max: float) -> Point:
@@ -202,7 +209,7 @@ def _hat(process: Process, grid: Grid, i: int, s_churn: float, s_min: float, s_m
     return Point(time, float(c.alpha), float(c.sigma))
 
 
-def _added(point: Point, hat: Point, s_noise: float) -> float:
+def added_noise(point: Point, hat: Point, s_noise: float) -> float:
     """Std of the noise that raises ``point`` to ``hat``, in path coordinates at ``hat``."""
     if hat == point or point.sigma == 0:
         return 0.0

@@ -91,8 +91,11 @@ class Tape:
         self.pending = (at, form)
         return Expression(self, {}, {len(self.moves): 1.0})
 
-    def move(self, to: Expression, *, out: bool = True) -> None:
-        """End the row: the next state is ``to``. ``out`` False for stages inside a step."""
+    def move(self, to: Expression, *, out: bool = True, noise: float = 0.0) -> None:
+        """End the row: the next state is ``to`` plus fresh noise of std ``noise``. ``out`` False for stages inside a step.
+
+        States from before a noisy row cannot be used after it: the rewriting knows nothing of the noise.
+        """
         to, k = to.now(), len(self.moves)
         if self.pending is None:
             raise ValueError("tape: move() without an evaluate() before it")
@@ -101,13 +104,13 @@ class Tape:
         size = 1e-15 * max(abs(v) for v in (*to.y.values(), *to.d.values()))
         states = {j: a for j, a in to.y.items() if abs(a) > size}
         records = {j: b for j, b in to.d.items() if abs(b) > size}
-        self.rows.add(at, _ages(states, k), _ages(records, k), E=to.e, form=form, out=out)
+        self.rows.add(at, _ages(states, k), _ages(records, k), C=noise, E=to.e, form=form, out=out)
         self.moves.append((states.get(k, 0.0), records, to.e))
         self.pending = None
 
-    def table(self, end: Point, *, mode: tuple[int, ...] | None = None) -> Table:
-        """The table ending at ``end``."""
-        return self.rows.table(end, mode=mode)
+    def table(self, end: Point, *, stochastic: bool = False, mode: tuple[int, ...] | None = None) -> Table:
+        """The table ending at ``end``; ``stochastic`` keeps the noise column even if every entry is 0."""
+        return self.rows.table(end, stochastic=stochastic, mode=mode)
 
 
 def _ages(values: dict[int, float], k: int) -> list[float]:

@@ -33,6 +33,7 @@ OFF_GRID = {
     *(f"dpm2_ancestral_{eta}" for eta in ("0", "0.5")),
     *(f"dpmpp_2s_ancestral_{eta}" for eta in ("0", "0.5")),
     *(name for name in stochastic_cases.SDE if name.startswith("sde_2s")),
+    *stochastic_cases.RES,
 }
 INEXACT = {"ancestral_large", *deterministic_cases.DELTA_FAILS}
 
