@@ -105,26 +105,39 @@ def rho_rk(process: Process, grid: Any, *, tableau: str = "3kutta") -> Table:
     return _explicit(process, grid, tableau, "rho")
 
 
-def dpm2(process: Process, grid: Any) -> Table:
+def dpm2(
+    process: Process,
+    grid: Any,
+    *,
+    s_churn: float = 0.0,
+    s_min: float = 0.0,
+    s_max: float = float("inf"),
+    s_noise: float = 1.0,
+    stochastic: bool | None = None,
+) -> Table:
     """k-diffusion's DPM2: in ``x/alpha``, Euler to the geometric mean of rho and s's rho, then that slope for the whole step.
 
     ``x_s/alpha_s = x_t/alpha_t + (rho_s - rho_t) E(mid)``. Order 2, 2 evaluations a step; steps to sigma = 0 and from alpha = 0
-    are first-order.
+    are first-order. ``s_churn``, ``s_min``, ``s_max``, ``s_noise``: noise added before each step, as in :func:`edm`.
     """
     grid = as_grid(process, grid)
     require_path(grid, "dpm2", "points between the grid's (use dpm_solver(method='fast') or lms)")
+    hats = [*churned(process, grid, "dpm2", s_churn, s_min, s_max, s_noise), grid[len(grid)]]
     tape = Tape(process, grid[0])
+    tape.rows.start_noise = added_noise(grid[0], hats[0], s_noise)
     for i in range(len(grid)):
-        at, to, base = grid[i], grid[i + 1], tape.state
+        at, to, base, after = hats[i], grid[i + 1], tape.state, hats[i + 1]
+        # the end of the step in the scale of the noisier point that the next one starts from
+        end, std = Point(to.time, after.alpha, to.sigma * (after.alpha / to.alpha)), added_noise(to, after, s_noise)
         if to.sigma == 0 or at.alpha == 0:
-            tape.move(jump(at, to, base, tape.evaluate(at, DATA)))
+            tape.move(jump(at, end, base, tape.evaluate(at, DATA)), noise=std)
             continue
         middle = point_at(process, (at.lam + to.lam) / 2)
         slope = tape.evaluate(at, NOISE)
         tape.move((middle.alpha / at.alpha) * base + middle.alpha * (middle.rho - at.rho) * slope, out=False)
         slope = tape.evaluate(middle, NOISE)
-        tape.move((to.alpha / at.alpha) * base + to.alpha * (to.rho - at.rho) * slope)
-    return tape.table(grid[len(grid)])
+        tape.move((end.alpha / at.alpha) * base + end.alpha * (to.rho - at.rho) * slope, noise=std)
+    return tape.table(grid[len(grid)], stochastic=s_churn > 0 if stochastic is None else stochastic or s_churn > 0)
 
 
 def edm(

@@ -44,6 +44,7 @@ SA["sa_band"] = _with(sa, tau_range=(0.05, 1.0))
 SA["sa_function"] = _with(sa, tau=lambda rho: 1 / (1 + rho))
 RESTART = {"restart": solver.restart}
 RES = {f"{name}_churn": _with(solver.exp_rk, tableau=name, s_churn=4.0) for name in ("res2", "res3", "etd2")}
+RES["dpm2_churn"] = _with(solver.dpm2, s_churn=4.0)
 REDRAW = {"pc": solver.predictor_corrector, "pc_3": _with(solver.predictor_corrector, corrections=3, delta=0.4)}
 ALL = {**ANCESTRAL, **SDE, **ER, **SA, **RESTART, **RES, **REDRAW}
 

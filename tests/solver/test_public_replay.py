@@ -76,6 +76,22 @@ def test_edm_general_sampler_on_the_vp_schedule():
         solver.edm(p, explicit(grid.alpha, grid.sigma, 1000 * time), clock="time")
 
 
+def test_dpm2_with_churn():
+    """k-diffusion's dpm_2: its midpoint is the geometric mean of the raised level and the next."""
+    sigma, x = np.array([80.0, 30.0, 9.0, 2.0, 0.5, 0.1, 0.0]), 80 * X
+    for i in range(6):
+        raised = sigma[i] * (1 + (min(4 / 6, np.sqrt(2) - 1) if 0.3 <= sigma[i] <= 80 else 0))
+        x = x + 1.003 * np.sqrt(raised**2 - sigma[i] ** 2) * DRAWS[i]
+        slope = posterior(WORLD, x, 1.0, raised)[1]
+        if i < 5:
+            middle = np.sqrt(raised * sigma[i + 1])
+            slope = posterior(WORLD, x + (middle - raised) * slope, 1.0, middle)[1]
+        x = x + (sigma[i + 1] - raised) * slope
+    p = process.edm()
+    grid = explicit(np.ones(7), sigma, process=p)
+    np.testing.assert_allclose(end(solver.dpm2(p, grid, s_churn=4, s_min=0.3, s_noise=1.003), HEUN), x, atol=1e-11)
+
+
 never = {"lower_order_final": "never"}
 EACH = {k: k for k in range(6)}
 PAIRS = {3 * i + j: 2 * i + j for i in range(6) for j in range(2)}
