@@ -156,6 +156,10 @@ FIELDS: dict[str, Field] = {
     "sample.num": Field(100, "samples drawn by `jaxdiff sample`"),
     "sample.batch_size": Field(256, "samples a compiled call"),
     "sample.seed": Field(0, "keys sampling noise, with the global sample index"),
+    "sample.bound": Field(
+        "none", "keep data estimates in [-1, 1]: by clipping, or dynamic threshold", ("none", "clip", "threshold")
+    ),
+    "sample.time_shift": Field(0.0, "window, in t, of time-shift sampling; 0: off, published 0.005 to 0.03"),
     "eval.num": Field(1024, "samples drawn for evaluation without guidance"),
     "eval.guidance_scale": Field(2.0, "guidance scale of the class-agreement samples"),
     "eval.subsets": Field(10, "seeded subsets that distances are averaged over"),
@@ -354,6 +358,7 @@ LEAST = {
     "solver.steps": 1,
     "sample.num": 1,
     "sample.batch_size": 1,
+    "sample.time_shift": 0,
     "eval.num": 5,
     "eval.subsets": 1,
 }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxdiff import data, prediction
+from jaxdiff import data, guidance, prediction
 from jaxdiff.config import ConfigError, options, resolve
 from jaxdiff.data.dataset import Dataset
 from jaxdiff.network.options import construct
@@ -123,6 +123,15 @@ def guided(made: Setup, d: Any, name: str, scale: float) -> Any:
         raise ConfigError(f"config.guidance.name: {name!r} needs a network with labels; this one has none")
     own = options(made.config, "guidance") if name == made.config.guidance.name else {}
     return resolve("guidance", name)(d, scale, null=jnp.int32(made.null_label), **own)
+
+
+def shaped(made: Setup, d: Any, name: str, scale: float) -> Any:
+    """``d`` as samples are drawn: asked at shifted times inside, under the named guidance, bounded outside."""
+    c = made.config.sample
+    if c.time_shift > 0:
+        d = guidance.time_shift(d, window=c.time_shift)
+    d = guided(made, d, name, scale)
+    return d if c.bound == "none" else {"clip": guidance.clip, "threshold": guidance.threshold}[c.bound](d)
 
 
 def grid(made: Setup) -> Grid:

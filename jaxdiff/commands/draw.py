@@ -105,7 +105,7 @@ def run(path: str, overrides: dict[str, str], out: str | None, num: int | None, 
     config = made.config
     count = config.sample.num if num is None else num
     check_writable(target, "out")
-    d = assemble.guided(made, assemble.denoiser(made, params), config.guidance.name, config.guidance.scale)
+    d = assemble.shaped(made, assemble.denoiser(made, params), config.guidance.name, config.guidance.scale)
     wanted = assemble.labels_for(made, count, label)
     if target.suffix == ".npz":
         identity = {"config": config.to_dict(), "num": count, "label": label, "parameters": fingerprint(params)}

@@ -32,8 +32,9 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
     if made.num_classes:
         classes = quotas(real["label"], count)
         wanted = np.repeat(np.arange(len(classes), dtype=np.int32), classes)
+    free = assemble.shaped(made, plain, "none", 1.0)
     samples = draw.quantise(
-        draw.many(made, plain, count, seed=config.sample.seed + 1, cond=wanted, title="unguided"), source.levels
+        draw.many(made, free, count, seed=config.sample.seed + 1, cond=wanted, title="unguided"), source.levels
     )
     result = report(
         samples,
@@ -52,7 +53,7 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
         each = np.arange(1000 if count >= 1000 else count, dtype=np.int32) % made.num_classes
         strong = draw.many(
             made,
-            assemble.guided(made, plain, name, scale),
+            assemble.shaped(made, plain, name, scale),
             len(each),
             seed=config.sample.seed + 2,
             cond=each,

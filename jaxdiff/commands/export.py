@@ -146,7 +146,7 @@ def run(path: str, out: str, overrides: dict[str, str]) -> epath.Path:
     config = made.config
     params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), params)  # on one device, whatever the run's mesh was
     table = assemble.table(made)
-    d = assemble.guided(made, assemble.denoiser(made, params), config.guidance.name, config.guidance.scale)
+    d = assemble.shaped(made, assemble.denoiser(made, params), config.guidance.name, config.guidance.scale)
     exported, arrays = export_sampler(table, d, params, made.shape, labels=bool(made.num_classes))
     folder.mkdir(parents=True, exist_ok=True)
     digests = {

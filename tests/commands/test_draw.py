@@ -60,6 +60,32 @@ def test_npz_is_streamed_and_resumable(run, tmp_path, monkeypatch):
         np.testing.assert_allclose(file["x0"], many, atol=1e-5)
 
 
+def test_bounds_and_time_shift_are_chosen_in_the_config(run, tmp_path):
+    def samples(name, *more):
+        out = tmp_path / f"{name}.npz"
+        assert cli.main(["sample", "--workdir", str(run), "--out", str(out), "--num", "8", *more]) == 0
+        with np.load(out) as file:
+            return file["x0"]
+
+    plain = samples("plain")
+    assert np.max(np.abs(plain)) > 1.05  # three training steps: nothing holds the samples in range by itself
+    for bound in ("clip", "threshold"):
+        held = samples(
+            bound, f"--config.sample.bound={bound}", "--config.guidance.name=cfg", "--config.guidance.scale=3"
+        )
+        assert np.max(np.abs(held)) <= 1 + 1e-5
+    shifted = samples("shifted", "--config.sample.time_shift=0.03")
+    assert np.isfinite(shifted).all() and 1e-5 < np.max(np.abs(shifted - plain)) < 1
+    assert (
+        cli.main(["sample", "--workdir", str(run), "--out", str(tmp_path / "x.npz"), "--config.sample.bound=clamp"])
+        == 2
+    )
+    assert (
+        cli.main(["sample", "--workdir", str(run), "--out", str(tmp_path / "x.npz"), "--config.sample.time_shift=-1"])
+        == 2
+    )
+
+
 # `jaxdiff sample` that says how much memory it needed
 CHILD = """
 import resource, sys
