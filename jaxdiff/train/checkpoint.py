@@ -12,7 +12,6 @@ directory renamed ``<step>.corrupt``. A *mismatch* (another model, another seed,
 import concurrent.futures
 import dataclasses
 import logging
-import math
 import os
 import shutil
 import threading
@@ -27,6 +26,7 @@ from etils import epath
 import jaxdiff
 from jaxdiff.train.checkpoint_errors import CheckpointError, DamagedStep, collect_quietly, one_line, system_reason
 from jaxdiff.train.checkpoint_read import FORMAT, from_chief, open_record, read_items, verify
+from jaxdiff.train.checkpoint_retention import Retention
 from jaxdiff.train.checkpoint_state import join_ema, plain_json, savable, split_ema
 from jaxdiff.train.config_diff import Difference, check_same_config
 from jaxdiff.train.digest import leaf_of, named_leaves
@@ -108,14 +108,9 @@ class Checkpointer:
         split: Callable[[Any], tuple[Any, Any]] = split_ema,
         join: Callable[[Any, Any], Any] = join_ema,
     ):
-        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"checkpoint.{name}={value!r}: allowed are integers >= 1, or None")
-        if best_mode not in ("min", "max"):
-            raise ValueError(f"checkpoint.best_mode={best_mode!r}: allowed are 'min' and 'max'")
+        self._keep = Retention(keep_last, keep_every, best_metric, best_mode)
         path = epath.Path(directory)
         self.directory = path if "://" in str(path) else path.absolute()  # tensorstore wants absolute paths
-        self._keep = (keep_last, keep_every, best_metric, best_mode)
         self._asynchronous, self._read_only = asynchronous, read_only
         self._split, self._join = split, join
         self._chief = jax.process_index() == 0
@@ -169,16 +164,7 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The step with the best value of ``best_metric`` among the checkpoints there are, or None."""
-        _, _, metric, mode = self._keep
-        scores = {}
-        for step in self.steps() if metric else ():
-            try:
-                value = float(open_record(self._path(step)).payload["metrics"][metric])
-            except Exception:  # no such metric, or a damaged record: not the best
-                continue
-            if math.isfinite(value):
-                scores[step] = value if mode == "min" else -value
-        return min(scores, key=lambda step: (scores[step], -step)) if scores else None
+        return self._keep.best(self.directory, self.steps())
 
     # ---- saving
 
@@ -366,17 +352,14 @@ class Checkpointer:
 
     def _retire(self) -> None:
         steps = self.steps()
-        last, every, _, _ = self._keep
-        if last is None or len(steps) <= last:
+        surplus = self._keep.surplus(self.directory, steps)
+        if not surplus:
             return
-        recent = steps[-last:]
-        keep = {*recent, self.best_step(), *(s for s in steps if every and s % every == 0)}
-        if not set(steps) - keep:
-            return
+        recent = steps[-(self._keep.last or 0) :]
         if not self._verified.intersection(recent) and not any(map(self._verifies, reversed(recent))):
-            _log.error("nothing is deleted in %s: none of the newest %d verifies", self.directory, last)
+            _log.error("nothing is deleted in %s: none of the newest %d verifies", self.directory, len(recent))
             return
-        for step in sorted(set(steps) - keep):
+        for step in surplus:
             doomed = self._path(step)
             if "://" not in str(doomed):  # a deletion cut short must not look like a checkpoint
                 doomed = doomed.rename(self.directory / f"{step}.deleting")
