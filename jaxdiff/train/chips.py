@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from jaxdiff.train.cost import Collective
 
-__all__ = ["CHIPS", "Chip", "communication_seconds"]
+__all__ = ["CHIPS", "Chip", "communication_seconds", "peak_flops"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Chip:
         domain: chips that share it; a group larger than this is bound by ``outer``.
         outer: bytes/s one way and chip between domains.
         source: where the figures come from, and which of them nobody has checked.
+        kinds: how JAX calls it (``Device.device_kind``).
     """
 
     name: str
@@ -31,15 +32,26 @@ class Chip:
     domain: int
     outer: float
     source: str
+    kinds: tuple[str, ...] = ()
 
 
 NVIDIA = "data-sheet figures as quoted by secondary pages, dense; one 400 Gb/s port a GPU assumed"
 CHIPS = (
-    Chip("H100 SXM", 989.4e12, 494.7e12, 80e9, 450e9, 8, 50e9, NVIDIA),
-    Chip("H200 SXM", 989.4e12, 494.7e12, 141e9, 450e9, 8, 50e9, NVIDIA),
+    Chip("H100 SXM", 989.4e12, 494.7e12, 80e9, 450e9, 8, 50e9, NVIDIA, ("NVIDIA H100 80GB HBM3",)),
+    Chip("H200 SXM", 989.4e12, 494.7e12, 141e9, 450e9, 8, 50e9, NVIDIA, ("NVIDIA H200",)),
     # ICI two-way 400 / 1200 / 800 GB/s a chip; DCN between pods 50 Gb/s a chip (v5p), assumed for the others
-    Chip("TPU v5e", 197e12, 197e12, 16 * 2**30, 200e9, 256, 3.1e9, "Cloud TPU v5e page; DCN assumed"),
-    Chip("TPU v5p", 459e12, 459e12, 95 * 2**30, 600e9, 8960, 6.2e9, "Cloud TPU v5p page"),
+    Chip(
+        "TPU v5e",
+        197e12,
+        197e12,
+        16 * 2**30,
+        200e9,
+        256,
+        3.1e9,
+        "Cloud TPU v5e page; DCN assumed",
+        ("TPU v5 lite", "TPU v5e"),
+    ),
+    Chip("TPU v5p", 459e12, 459e12, 95 * 2**30, 600e9, 8960, 6.2e9, "Cloud TPU v5p page", ("TPU v5", "TPU v5p")),
     Chip(
         "TPU v6e",
         918e12,
@@ -49,8 +61,14 @@ CHIPS = (
         256,
         12.5e9,
         "Cloud TPU v6e figures from memory, unverified; DCN assumed",
+        ("TPU v6 lite", "TPU v6e"),
     ),
 )
+
+
+def peak_flops(kind: str, bfloat16: bool) -> float | None:
+    """Peak dense FLOP/s of the chip that JAX calls ``kind``, or None if it is not in the table."""
+    return next((chip.bf16 if bfloat16 else chip.float32 for chip in CHIPS if kind in chip.kinds), None)
 
 
 def communication_seconds(found: Sequence[Collective], chip: Chip) -> float:

@@ -7,7 +7,7 @@ that microbatches and solver rows are all there.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,14 @@ __all__ = [
     "activation_bytes",
     "collectives",
     "flops",
+    "gradient_flops",
     "nbytes",
     "recomputed_bytes",
     "shard_bytes",
     "traced_collectives",
 ]
 
+REMAT = ("checkpoint", "remat", "remat2")
 BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr")
 
 
@@ -78,6 +80,42 @@ def flops(jaxpr: Any, loops: int = 1) -> int:
     return total
 
 
+def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list:
+    """Evaluate a jaxpr with rematerialised parts inlined, as if they had never been marked."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    read = lambda v: v.val if isinstance(v, Literal) else values[v]
+    for equation in jaxpr.eqns:
+        name, given = equation.primitive.name, [read(v) for v in equation.invars]
+        inner = next(_inner(equation.params), None)
+        if name in REMAT or name in ("jit", "pjit", "closed_call"):
+            out = _run(_open(inner), getattr(inner, "consts", ()), given)
+        else:
+            params = equation.primitive.get_bind_params(equation.params)
+            if name == "scan":
+                body = lambda *args, inner=inner: _run(inner.jaxpr, inner.consts, args)
+                params = params | {"jaxpr": jax.make_jaxpr(body)(*inner.in_avals)}
+            out = equation.primitive.bind(*given, **params)
+            out = out if equation.primitive.multiple_results else [out]
+        values.update(zip(equation.outvars, out, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def gradient_flops(loss: Callable, params: Any, *rest: Any) -> int:
+    """FLOPs of the gradient of ``loss(params, *rest)`` (a scalar and aux) that the model asks for.
+
+    What rematerialisation computes a second time is left out, as model-FLOPs utilisation wants it.
+    """
+
+    def gradient(params: Any, rest: Any) -> Any:
+        def plain(params: Any) -> jax.Array:
+            closed = jax.make_jaxpr(lambda p, rest: loss(p, *rest)[0])(params, rest)
+            return _run(closed.jaxpr, closed.consts, jax.tree.leaves((params, rest)))[0]
+
+        return jax.grad(plain)(params)
+
+    return flops(jax.make_jaxpr(gradient)(params, rest))
+
+
 def nbytes(leaf: Any) -> int:
     """Bytes of an array or abstract array; a typed key counts its words."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -128,7 +166,7 @@ def recomputed_bytes(loss: Callable, params: Any, *rest: Any) -> int:
             if inner is None:
                 continue
             sizes.append(largest(inner))
-            if equation.primitive.name in ("checkpoint", "remat", "remat2"):
+            if equation.primitive.name in REMAT:
                 body = jaxpr_as_fun(inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ()))
                 shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in _open(inner).invars]
                 wide = [jax.numpy.issubdtype(s.dtype, jax.numpy.inexact) for s in shapes]
@@ -159,12 +197,16 @@ _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a compiled program: bytes of its result on one device, devices it spans, runs per call."""
+    """One collective of a program: bytes of its result on one device, devices it spans, runs per call.
+
+    ``axes`` are the mesh axes it spans, where the program names them; a compiled one does not.
+    """
 
     kind: str
     bytes: int
     group: int
     times: int
+    axes: tuple[str, ...] = ()
 
 
 def _array_bytes(text: str) -> list[int]:
@@ -253,8 +295,8 @@ def traced_collectives(jaxpr: Any) -> list[Collective]:
             if name in TRACED:
                 axes = params.get("axes", params.get("axis_name"))
                 over = (axes,) if isinstance(axes, str) else tuple(axes)
-                group = math.prod(sizes[axis] for axis in over if axis in sizes)
-                found.append(Collective(TRACED[name], sum(nbytes(v.aval) for v in equation.outvars), group, times))
+                size = sum(nbytes(v.aval) for v in equation.outvars)
+                found.append(Collective(TRACED[name], size, math.prod(sizes[a] for a in over), times, over))
             elif name == "scan":
                 walk(params["jaxpr"], times * params["length"], sizes)
             elif name == "while":

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
+from jaxdiff.train.chips import peak_flops as known_peak
 from jaxdiff.train.mesh import check_batch_size, make_mesh, put_batch, put_replicated
 from jaxdiff.train.metrics import (
     Clock,
@@ -28,7 +30,7 @@ from jaxdiff.train.preempt import Preemption
 from jaxdiff.train.progress import Progress
 from jaxdiff.train.sharding import MIN_BYTES, Rule, sharding_table
 from jaxdiff.train.state import TrainState, abstract_state, create_state
-from jaxdiff.train.step import Player, check_game, make_step
+from jaxdiff.train.step import Player, check_game, count_flops, make_step
 
 HEARTBEAT = "heartbeat.json"  # written by process 0 into the working directory; `jaxdiff train --restarts` reads it
 
@@ -135,8 +137,8 @@ def train(
         meta: anything JSON that should travel with checkpoints (the config).
         in_flight: steps dispatched but not finished at any moment; simulated devices deadlock above ten.
         profile: ``(first, last)``: trace these steps (1 is the run's first) into workdir/profile, on process 0.
-        flops: operations of one step over all devices; logs ``flops_per_second``.
-        peak_flops: what one device can do in a second; with ``flops`` logs ``mfu``, in [0, 1].
+        flops: model FLOPs of one step over all devices, for ``flops_per_second``; counted from the losses if None.
+        peak_flops: what one device can do in a second, for ``mfu`` in [0, 1]; that of known chips if None.
         program: where the compiled step is kept for the next start: ``target(mesh)`` gives the abstract state of a kept
             step, or None; ``ready(step, target, batch, key)`` what is called instead of the step. It answers for its
             being the step of this ``game`` and these settings (``commands/program.py``).
@@ -199,6 +201,8 @@ def train(
     if progress and found is not None:
         progress.say(f"continuing from step {start} (restart {goodput.restarts})")
 
+    if peak_flops is None:
+        peak_flops = known_peak(mesh.devices.flat[0].device_kind, compute_dtype == jnp.bfloat16)
     row: dict[str, float] = {}
     saved = start if found is not None else -1
     must_block = found is not None
@@ -213,11 +217,13 @@ def train(
             content = {"step": step, "unix": time.time(), "pid": os.getpid()}
             replace_text(epath.Path(workdir) / HEARTBEAT, json.dumps(content))
 
-    def report(step: int, examples: int) -> None:
+    def report(step: int, batch: Mapping[str, jax.Array]) -> None:
         """Fetch the interval's metrics, write them, and stop if too many updates were refused."""
-        nonlocal row
+        nonlocal row, flops
+        if flops is None:  # here, where it delays no step: counting traces the losses
+            flops = _counted(game, state, batch, teacher, extra, progress)
         numbers, trouble = log.drain()
-        row = {**numbers, **clock.summary(examples)}
+        row = {**numbers, **clock.summary(batch["index"].shape[0])}
         if hasattr(pipeline, "epoch"):
             row["epoch"] = float(pipeline.epoch(step))
         if flops and "steps_per_second" in row:
@@ -252,7 +258,7 @@ def train(
         if numbers:
             write(step, numbers)
 
-    stopped, step, examples = False, start, 0
+    stopped, step = False, start
     tracing = False
     beat(step)
     waiting: collections.deque = collections.deque()
@@ -278,7 +284,6 @@ def train(
                         step_fn = program.ready(step_fn, target, batch, key)
                     state, metrics = step_fn(state, batch, key)
                 step += 1
-                examples = batch["index"].shape[0]
                 log.add(step, metrics)
                 waiting.append(next(iter(metrics.values()))["loss"])
                 if step == start + 1:  # tracing and compiling are no step time
@@ -304,7 +309,7 @@ def train(
                 # a pause of the device's work from here on is no step time either
                 stopped = preemption.requested(step)
                 if step % log_every == 0 or step == steps or stopped:
-                    report(step, examples)
+                    report(step, batch)
                     clock.start_interval()
                 for callback in callbacks:
                     if step % callback.every == 0 or (step == steps and callback.last):
@@ -329,6 +334,16 @@ def train(
         for writer in writers:
             writer.close()
     return Outcome(state=state, step=step, preempted=stopped, row=row)
+
+
+def _counted(game: Any, state: TrainState, batch: Any, teacher: Any, extra: Any, progress: Progress | None) -> float:
+    """Model FLOPs of a step; 0, and a line that says why, for losses that cannot be traced outside a step."""
+    try:
+        return count_flops(game, state, batch, teacher, extra)
+    except Exception as error:  # a number to look at must not end a training
+        if progress:
+            progress.say(f"FLOPs are not counted, so no mfu: {type(error).__name__} {error}".splitlines()[0])
+        return 0.0
 
 
 def _last_good(checkpointer: Any) -> str:

@@ -26,8 +26,8 @@ from jax.sharding import Mesh, NamedSharding, auto_axes
 from jax.sharding import PartitionSpec as P
 
 from jaxdiff.objective.context import Ctx
+from jaxdiff.train import cost, fsdp
 from jaxdiff.train import ema as ema_lib
-from jaxdiff.train import fsdp
 from jaxdiff.train.mesh import (
     BATCH_AXES,
     batch_sharding,
@@ -249,6 +249,25 @@ class Step:
     def lower(self, state: Any, batch: Any, key: Any) -> Any:
         """Lower for shapes (arrays or ShapeDtypeStructs with shardings), without running."""
         return self.jitted.lower(state, batch, key, self.fixed)
+
+
+def count_flops(
+    game: Mapping[str, Player], state: TrainState, batch: Any, teacher: Any = None, extra: Any = None
+) -> float:
+    """Model FLOPs of one step over all devices, from shapes: every player's gradient on the global batch, per step.
+
+    Matrix products and convolutions, 2 FLOP a multiply-add; recomputation does not count, nor does the optimiser.
+    """
+    step, params, ema, batch, fixed = jax.eval_shape(
+        lambda *x: x, state.step, state.params, state.ema, batch, (teacher, extra)
+    )
+    averaged = {name: trees[0] for name, trees in ema.items() if trees}
+    ctx = Ctx(step=step, players=params, ema=averaged, teacher=fixed[0], extra=fixed[1])
+    keys = jax.eval_shape(lambda index: example_keys(jax.random.key(0), index), batch["index"])
+    return sum(
+        cost.gradient_flops(player.loss, params[name], batch, keys, ctx) / player.period
+        for name, player in game.items()
+    )
 
 
 def check_game(game: Mapping[str, Player]) -> None:
