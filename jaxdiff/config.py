@@ -123,6 +123,9 @@ FIELDS: dict[str, Field] = {
     "train.accumulate": Field(1, "microbatches accumulated into one step"),
     "train.precision": Field("float32", "compute dtype; parameters stay float32", ("float32", "bfloat16")),
     "train.log_every": Field(50, "steps between log rows; nothing is copied from the device in between"),
+    "train.peak_flops": Field(
+        0.0, "FLOP/s one device can do at most, for mfu; 0: known chips by name, none for others"
+    ),
     "train.stats_every": Field(0, "steps between gradient/parameter norm measurements; 0: none"),
     "train.save_every": Field(1000, "steps between checkpoints"),
     "train.keep_last": Field(3, "newest checkpoints kept"),
@@ -354,6 +357,8 @@ LEAST = {
     "train.log_every": 1,
     "train.save_every": 1,
     "train.keep_last": 1,
+    "train.peak_flops": 0,
+    "train.stats_every": 0,
     "mesh.min_bytes": 1,
     "solver.steps": 1,
     "sample.num": 1,

@@ -35,7 +35,7 @@ FREE = (
     *("solver", "guidance", "sample", "eval", "mesh", "data.data_dir", "data.in_memory"),
     *(f"train.{name}_every" for name in ("log", "save", "sample", "stats", "keep")),
     *("train.keep_last", "train.best_metric", "train.best_mode", "train.profile"),
-    *("train.tensorboard", "train.wandb", "train.nonfinite_limit"),
+    *("train.tensorboard", "train.wandb", "train.nonfinite_limit", "train.peak_flops"),
 )
 
 
@@ -136,6 +136,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 log_every=t.log_every,
                 stats_every=t.stats_every,
                 nonfinite_limit=t.nonfinite_limit,
+                peak_flops=t.peak_flops or None,
                 workdir=workdir,
                 profile=profile,
                 tensorboard=t.tensorboard,
