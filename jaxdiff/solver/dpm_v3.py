@@ -158,19 +158,9 @@ def _integrals(stats: Statistics, start: float, end: float, reduce: Callable) ->
     return float(L), float(S), float(B), total
 
 
-def _pseudo(positions: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Gains (n, m) of the n values in ``sum_k g[x_0, ..., x_k] (x - x_0)^k`` at ``points`` (m,)."""
-    gains = np.zeros((positions.size, points.size))
-    for k in range(positions.size):
-        for j in range(k + 1):
-            others = np.delete(positions[: k + 1], j)
-            gains[j] += (points - positions[0]) ** k / np.prod(positions[j] - others)
-    return gains
-
-
 def _step(stats: Statistics, at: Point, to: Point, base: Expression, nodes: list[Node], pseudo: bool) -> Expression:
     positions = np.array([n.at.lam for n in nodes])
-    basis = _pseudo if pseudo else weights.lagrange
+    basis = weights.nearest if pseudo else weights.lagrange
 
     def integrand(lam: np.ndarray, L: np.ndarray, S: np.ndarray, B: np.ndarray) -> np.ndarray:
         return np.exp(L + S) * np.concatenate([basis(positions, lam), B[None]])

@@ -68,17 +68,22 @@ def step(
     nodes: Sequence[Node],
     form: str,
     variable: str = "lam",
+    *,
+    pseudo: bool = False,
 ) -> Expression:
-    """The step from ``at`` to ``to`` on the interpolant of ``nodes`` (predictions of ``form``)."""
+    """The step from ``at`` to ``to`` on the interpolant of ``nodes`` (predictions of ``form``).
+
+    ``pseudo``: on :func:`weights.nearest` instead, in the order of ``nodes``, of which ``at`` is the first.
+    """
     points = [node.at for node in nodes]
     if variable == "rho" and form == "noise":
         width = to.rho - at.rho
         # alpha_s times the weights: at sigma_s = 0, alpha_s/alpha_t x - alpha_s rho_t E is x0_hat
-        gains = to.alpha * width * weights.polynomial([(p.rho - at.rho) / width for p in points])
+        gains = to.alpha * width * weights.polynomial([(p.rho - at.rho) / width for p in points], pseudo=pseudo)
         total = (to.alpha / at.alpha) * base
     else:
         ratio, scale, H = frame(at, to, form)
-        gains = scale * weights.exponential(H, *positions(process, at, to, points, variable))
+        gains = scale * weights.exponential(H, *positions(process, at, to, points, variable), pseudo=pseudo)
         total = ratio * base
     for gain, node in zip(gains, nodes):
         total = total + gain * node.value

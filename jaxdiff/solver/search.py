@@ -25,11 +25,17 @@ from jaxdiff.solver.exponential import FORMS, VARIABLES, check_variable
 from jaxdiff.solver.grid import Grid, as_grid
 from jaxdiff.solver.learn import Learned
 from jaxdiff.solver.table import Table, freeze, stack
-from jaxdiff.solver.unipc import Step, usf
+from jaxdiff.solver.unipc import ESTIMATORS, Step, usf
 
 __all__ = ["GENES", "Space", "endpoint", "evolve", "space"]
 
-GENES = {"order": (1, 2, 3, 4), "prediction": tuple(FORMS), "variable": VARIABLES, "corrector": (False, True)}
+GENES = {
+    "order": (1, 2, 3, 4),
+    "prediction": tuple(FORMS),
+    "variable": VARIABLES,
+    "corrector": (False, True),
+    "estimator": ESTIMATORS,
+}
 Genome = dict[str, np.ndarray]
 
 
@@ -87,6 +93,7 @@ def space(
     prediction: Sequence[str] = ("data", "noise"),
     variable: Sequence[str] = ("lam",),
     corrector: Sequence[bool] = (False, True),
+    estimator: Sequence[str] = ("lagrange",),
 ) -> Space:
     """The solvers of ``steps`` steps, one evaluation each, that stop at points of a finer ``grid``.
 
@@ -97,8 +104,8 @@ def space(
     grid = as_grid(process, grid)
     if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= len(grid):
         raise ValueError(f"steps: {steps} given; need a whole number in 1..{len(grid)}, the steps of the grid")
-    given = {"order": order, "prediction": prediction, "variable": variable, "corrector": corrector}
-    choices = {name: _choices(name, values) for name, values in given.items()}
+    given = (order, prediction, variable, corrector, estimator)
+    choices = {name: _choices(name, values) for name, values in zip(GENES, given)}
     for name in choices["variable"]:
         check_variable(name, grid, "search.space")
     return Space(process, grid, int(steps), choices)

@@ -129,14 +129,19 @@ def dc_solver(process: Process, grid: Any, *, compensation: Any = 1.0, **options
     return unipc(process, grid, compensation=compensation, **options)
 
 
+ESTIMATORS = ("lagrange", "pseudo")
+
+
 class Step(NamedTuple):
     """Choices of one step of :func:`usf`: ``order`` 1..4 (lowered to the history there is), ``prediction`` "data" or
-    "noise", ``variable`` of the interpolation "lam", "t" or "rho", and ``corrector``: whether it is corrected."""
+    "noise", ``variable`` of the interpolation "lam", "t" or "rho", ``corrector``: whether it is corrected, and ``estimator``:
+    "lagrange" (the interpolant) or "pseudo" (each derivative from as few of the nearest values as it takes)."""
 
     order: int = 2
     prediction: str = "data"
     variable: str = "lam"
     corrector: bool = False
+    estimator: str = "lagrange"
 
 
 def usf(process: Process, grid: Any, steps: Sequence[Step | dict] | Step | dict | None = None) -> Table:
@@ -159,6 +164,7 @@ def usf(process: Process, grid: Any, steps: Sequence[Step | dict] | Step | dict 
         check_order(choice.order, (1, 2, 3, 4), "usf()")
         check_choice("prediction", choice.prediction, tuple(FORMS))
         check_variable(choice.variable, grid, "usf")
+        check_choice("estimator", choice.estimator, ESTIMATORS)
     # histories in noise form need the states evaluated at
     tape = Tape(process, grid[0], keep=any(choice.prediction == "noise" for choice in plan))
     history: list[Seen] = []
@@ -196,7 +202,10 @@ class Seen(NamedTuple):
 def _usf_step(
     process: Process, at: Point, to: Point, base: Expression, past: Sequence[Seen], choice: Step
 ) -> Expression:
+    pseudo = choice.estimator == "pseudo"
+    if pseudo and past[0].node.at == to:  # a correction: its differences start where the step does
+        past = [past[1], past[0], *past[2:]]
     nodes = [seen.node for seen in past]
     if choice.prediction == "noise":
         nodes = [Node(n.at, (state - n.at.alpha * n.value) / n.at.sigma) for n, state in past]
-    return step(process, at, to, base, nodes, choice.prediction, choice.variable)
+    return step(process, at, to, base, nodes, choice.prediction, choice.variable, pseudo=pseudo)

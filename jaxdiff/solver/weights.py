@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["exponential", "moments", "polynomial"]
+__all__ = ["exponential", "lagrange", "moments", "nearest", "polynomial"]
 
 
 def moments(H: float, count: int) -> np.ndarray:
@@ -40,32 +40,38 @@ def moments(H: float, count: int) -> np.ndarray:
     return values
 
 
-def exponential(H: float, nodes: Any, clock: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+def exponential(
+    H: float, nodes: Any, clock: Callable[[np.ndarray], np.ndarray] | None = None, *, pseudo: bool = False
+) -> np.ndarray:
     """Weights w_j with ``sum_j w_j f(u_j) = int_0^1 H e^{-(1-u)H} f(u) du`` for interpolants f; they sum to 1 - e^-H.
 
     A negative H gives the noise-form weights ``-int_0^1 |H| e^{(1-u)|H|} L_j du``. ``nodes`` (n,): positions u_j of a
     polynomial in u (exact for degree < n); with ``clock``, positions of a polynomial in ``clock(u)`` instead, integrated by
-    64-point Gauss-Legendre.
+    64-point Gauss-Legendre. ``pseudo``: the polynomial of :func:`nearest` in place of the interpolant; without clock its
+    first node is 0.
     """
     nodes = np.asarray(nodes, np.float64)
     if clock is None:
-        return _fit(nodes, moments(H, nodes.size))
+        return _fit(nodes, moments(H, nodes.size), pseudo)
     points, gains = np.polynomial.legendre.leggauss(64)
     u, gains = 0.5 * (points + 1), 0.5 * gains
-    return lagrange(nodes, clock(u)) @ (gains * H * np.exp(-(1 - u) * H))
+    return (nearest if pseudo else lagrange)(nodes, clock(u)) @ (gains * H * np.exp(-(1 - u) * H))
 
 
-def polynomial(nodes: Any) -> np.ndarray:
+def polynomial(nodes: Any, *, pseudo: bool = False) -> np.ndarray:
     """Weights with ``sum_j w_j f(u_j) = int_0^1 f(u) du`` exact for degree < len(nodes); they sum to 1.
 
     Nodes 0, -1, -2, ... give the Adams-Bashforth weights [1], [3/2, -1/2], [23, -16, 5]/12, [55, -59, 37, -9]/24.
+    ``pseudo``: as in :func:`exponential`.
     """
     nodes = np.asarray(nodes, np.float64)
-    return _fit(nodes, 1.0 / np.arange(1, nodes.size + 1))
+    return _fit(nodes, 1.0 / np.arange(1, nodes.size + 1), pseudo)
 
 
-def _fit(nodes: np.ndarray, integrals: np.ndarray) -> np.ndarray:
-    """Weights on ``nodes`` that integrate u^m to ``integrals[m]``."""
+def _fit(nodes: np.ndarray, integrals: np.ndarray, pseudo: bool) -> np.ndarray:
+    """Weights on ``nodes`` that integrate u^m to ``integrals[m]``; or, from ``integrals``, those of :func:`nearest`."""
+    if pseudo:
+        return integrals @ _differences(nodes)
     return np.linalg.solve(np.vander(nodes, increasing=True).T, integrals)
 
 
@@ -77,3 +83,22 @@ def lagrange(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
             if i != j:
                 basis[j] *= (points - other) / (own - other)
     return basis
+
+
+def nearest(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Gains (n, m) of n values in ``sum_k f[x_0, ..., x_k] (x - x_0)^k`` at ``points`` (m,).
+
+    Divided differences of the first k + 1 nodes stand for ``f^(k)(x_0)/k!``, which they are to first order only: at most
+    two nodes give the interpolant (the pseudo-order rule of 2310.13268 [40]).
+    """
+    powers = (points - nodes[0]) ** np.arange(nodes.size)[:, None]
+    return _differences(nodes).T @ powers
+
+
+def _differences(nodes: np.ndarray) -> np.ndarray:
+    """Row k: the coefficients of ``f[x_0, ..., x_k]``."""
+    table = np.zeros((nodes.size, nodes.size))
+    for k in range(nodes.size):
+        for j in range(k + 1):
+            table[k, j] = 1 / np.prod(nodes[j] - np.delete(nodes[: k + 1], j))
+    return table

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import process, solver
-from jaxdiff.solver import grid
+from jaxdiff.solver import grid, weights
 from jaxdiff.solver.order import WORLD, posterior, trace
 
 P = functools.partial
@@ -209,6 +209,51 @@ def test_pseudo_orders_agree_with_true_ones_up_to_two_values_and_differ_beyond()
         assert np.max(np.abs(both[0] - both[1])) > 1e-4
 
 
+@pytest.mark.parametrize("corrector", [False, True])
+@pytest.mark.parametrize("form, statistics", [("data", (1.0, 0.0)), ("noise", (0.0, -1.0))])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_pseudo_steps_of_usf_are_those_of_v3(order, form, statistics, corrector):
+    g = grid.from_times(VP, np.linspace(0.98, 0.02, 10))
+    ours = solver.usf(VP, g, solver.Step(order, form, "lam", corrector, "pseudo"))
+    l, s = statistics  # noqa: E741
+    rules = {"p_pseudo": True, "corrector": corrector, "c_pseudo": corrector, "lower_order_final": "never"}
+    for a, b in zip(solver.unroll(ours), solver.unroll(solver.dpm_solver_v3(VP, g, l=l, s=s, order=order, **rules))):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * (1 + np.max(np.abs(b))))
+
+
+def test_pseudo_weights_in_every_clock():
+    """Against divided differences by recursion, on x_0, x_1, ..., and two-thousand-point quadrature."""
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=4)
+    for H, nodes in ((1.3, [0.0, -0.7, -1.9, -2.2]), (-0.8, [0.0, 1.0, -0.4, -1.1])):
+        nodes = np.array(nodes)
+        D = [list(values)]
+        for k in range(1, 4):
+            D.append([(D[-1][j] - D[-1][j + 1]) / (nodes[j] - nodes[j + k]) for j in range(4 - k)])
+        curve = lambda u: sum(D[k][0] * (u - nodes[0]) ** k for k in range(4))  # noqa: B023
+        x, w = np.polynomial.legendre.leggauss(200)
+        u, w = 0.5 * (x + 1), 0.5 * w
+        exact = np.sum(w * H * np.exp(-(1 - u) * H) * curve(u))
+        for clock in (None, lambda u: u):
+            made = weights.exponential(H, nodes, clock, pseudo=True)
+            np.testing.assert_allclose(made @ values, exact, rtol=1e-12)
+        made = weights.exponential(H, 1 + 2 * nodes, lambda u: 1 + 2 * u, pseudo=True)
+        np.testing.assert_allclose(made @ values, exact, rtol=1e-12)  # a clock's unit and zero do not matter
+        np.testing.assert_allclose(weights.polynomial(nodes, pseudo=True) @ values, np.sum(w * curve(u)), rtol=1e-12)
+        pair = nodes[:2]
+        np.testing.assert_allclose(weights.nearest(pair, u), weights.lagrange(pair, u), atol=1e-14)
+        np.testing.assert_allclose(
+            weights.exponential(H, pair, pseudo=True), weights.exponential(H, pair), rtol=1e-12, atol=1e-14
+        )
+
+
+@pytest.mark.parametrize("variable", ["t", "rho"])
+def test_pseudo_steps_in_other_clocks_are_of_second_order(variable):
+    make = P(solver.usf, steps=solver.Step(3, "noise", variable, False, "pseudo"))
+    measured = solver.order(make, VP, warm=5, steps=(128, 256))
+    assert abs(measured.slope - 2) < 0.2, measured
+
+
 @pytest.mark.parametrize(
     "options, expected, steps",
     [
@@ -236,3 +281,5 @@ def test_refusals_name_what_is_wrong():
     }.items():
         with pytest.raises(ValueError, match=match):
             make(**options)
+    with pytest.raises(ValueError, match="estimator: 'taylor' given; allowed: lagrange, pseudo"):
+        solver.usf(VP, grid.uniform(VP, 5), {"estimator": "taylor"})

@@ -39,7 +39,14 @@ def equal(a, b):
 
 
 def test_every_table_of_a_space_has_one_shape_and_is_the_one_it_stands_for():
-    tables = search.space(VP, grid.logsnr(VP, 20), 5, order=(1, 2, 3, 4), variable=("lam", "t", "rho"))
+    tables = search.space(
+        VP,
+        grid.logsnr(VP, 20),
+        5,
+        order=(1, 2, 3, 4),
+        variable=("lam", "t", "rho"),
+        estimator=("lagrange", "pseudo"),
+    )
     rng = np.random.default_rng(3)
     genomes = [search._random(tables, rng) for _ in range(12)]
     made = [tables.build(g) for g in genomes]
