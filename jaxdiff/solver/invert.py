@@ -12,6 +12,7 @@ import numpy as np
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
+from jaxdiff.solver.adaptive import stateless, tell
 from jaxdiff.solver.build import NOISE, Rows
 from jaxdiff.solver.executor import Hooks, _draw, advance, begin, hooks, rows_of, run
 from jaxdiff.solver.grid import as_grid
@@ -65,11 +66,9 @@ def fixed_point(
     Raises ValueError for tables that carry earlier states or records or draw noise, and for stateful denoisers.
     """
     block = one_block(table, "fixed_point()")
-    d = prediction.lift(d)
-    if hasattr(d, "step"):
-        raise ValueError("d: stateful; fixed_point() evaluates a row many times and needs a plain denoiser")
     if np.shape(block.A)[1] > 1 or np.shape(block.B)[1] > 1 or block.E is not None:
         raise ValueError("table: fixed_point() undoes one-step rows (ddim, euler); this one carries a history")
+    d = stateless(d, jnp.asarray(x), "fixed_point()")
     zero = np.zeros(table.rows)
     p, q = (zero if v is None else np.asarray(v) for v in (block.p, block.q))
     alpha, sigma = np.asarray(block.alpha)[:-1], np.asarray(block.sigma)[:-1]
@@ -88,7 +87,7 @@ def fixed_point(
 
         def improve(carry: tuple) -> tuple:
             y, _, count = carry
-            told = prediction.evaluate(d, (), y, query)[0]
+            told = tell(d, y, query)
             new = (y_next - weight.astype(y.dtype) * jnp.where(pure, told.data, told.noise)) / gain.astype(y.dtype)
             return new, jnp.max(jnp.abs(new - y)), count + 1
 

@@ -28,6 +28,16 @@ def test_fixed_point_round_trip(wide, bound):
         assert float(jnp.std(start)) > 0.5  # noise, not the data itself
 
 
+def test_fixed_point_undoes_a_guided_run():
+    with jax.enable_x64(True):
+        labels = jnp.arange(16) % 2
+        guided = guidance.cfg(exact.denoiser(WORLD, LINEAR), 1.5, cond=labels, null=-1)
+        table, start = solver.ddim(LINEAR, ABOVE), jax.random.normal(jax.random.key(0), (16, 2), jnp.float64)
+        there = solver.run(table, guided, start)
+        found = jax.jit(lambda x: invert.fixed_point(table, guided, x))(there)
+        np.testing.assert_allclose(found, start, rtol=0, atol=1e-9)
+
+
 def test_ddim_inversion_returns_to_first_order():
     with jax.enable_x64(True):
         d = exact.denoiser(WORLD, VP)
