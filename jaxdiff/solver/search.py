@@ -66,14 +66,8 @@ class Space:
         return Grid(self.grid.time[at], self.grid.alpha[at], self.grid.sigma[at], self.grid.on_path), steps
 
     def build(self, genome: Genome) -> Table:
-        """The genome's table, with histories as wide as any table of this space needs."""
-        table = usf(self.process, *self.decode(genome))
-        width = min(max(self.choices["order"]) + (True in self.choices["corrector"]), self.steps)
-        states = width if "noise" in self.choices["prediction"] else 1
-        A, B = table.blocks.A, table.blocks.B
-        A = np.pad(A, ((0, 0), (0, states - A.shape[1])))
-        B = np.pad(B, ((0, 0), (0, width - B.shape[1])))
-        return freeze(dataclasses.replace(table, blocks=dataclasses.replace(table.blocks, A=A, B=B)))
+        """The genome's table."""
+        return usf(self.process, *self.decode(genome))
 
     def genomes(self) -> Iterator[Genome]:
         """All ``size`` genomes, for spaces small enough to try them all."""
@@ -218,6 +212,17 @@ def endpoint(tables: Space, d: Any, x: Any, target: Any, *, chunk: int | None = 
     return evolve(tables, score, (predictions.lift(d), x, target), **options)
 
 
+def _wide(tables: Space, genome: Genome) -> Table:
+    """The genome's table with histories as wide as any table of the space needs: one shape for all."""
+    table = tables.build(genome)
+    width = min(max(tables.choices["order"]) + (True in tables.choices["corrector"]), tables.steps)
+    states = width if "noise" in tables.choices["prediction"] else 1
+    A, B = table.blocks.A, table.blocks.B
+    A = np.pad(A, ((0, 0), (0, states - A.shape[1])))
+    B = np.pad(B, ((0, 0), (0, width - B.shape[1])))
+    return freeze(dataclasses.replace(table, blocks=dataclasses.replace(table.blocks, A=A, B=B)))
+
+
 def _bar(generations: int, progress: bool) -> Any:
     import tqdm
 
@@ -296,7 +301,7 @@ def _different(
     for _ in range(count):
         for _ in range(20):
             genome = next(source)
-            table = tables.build(genome)
+            table = _wide(tables, genome)
             # genomes that differ in what no step can use give one table, up to rounding
             numbers = np.concatenate([table.tau, table.blocks.A.ravel(), table.blocks.B.ravel()])
             key = (np.round(numbers, 12) + 0.0).tobytes()

@@ -49,7 +49,7 @@ def test_every_table_of_a_space_has_one_shape_and_is_the_one_it_stands_for():
     )
     rng = np.random.default_rng(3)
     genomes = [search._random(tables, rng) for _ in range(12)]
-    made = [tables.build(g) for g in genomes]
+    made = [search._wide(tables, g) for g in genomes]
     assert {(t.blocks.A.shape, t.blocks.B.shape) for t in made} == {((5, 5), (5, 5))}
     assert len({jax.tree.structure(t) for t in made}) == 1
     with jax.enable_x64(True):
@@ -112,7 +112,7 @@ def test_one_seed_one_program_and_a_best_score_that_never_rises():
 
 def test_files_give_the_table_and_its_genome_back(tmp_path):
     tables = search.space(EDM, grid.edm_rho(EDM, 12), 3)
-    target = parts(tables.build(next(tables.genomes())))
+    target = parts(search._wide(tables, next(tables.genomes())))
     found = search.evolve(tables, far, target, population=4, generations=2)
     learn.save(tmp_path / "t.npz", found.table, genome={k: v.tolist() for k, v in found.parameters.items()})
     table, about = learn.load(tmp_path / "t.npz")
@@ -152,6 +152,10 @@ def test_six_searched_evaluations_beat_dpm_solver_pp_on_held_out_starts(p, make,
     assert found.table.nfe == base.nfe == 6
     assert solver.check(found.table).ok(1e-9)
     assert held_out(found.table) < held_out(base) / factor
+    # and the best of the solvers with equal steps, evenly spaced, that the search started from
+    plain = solver.stack([search._wide(tables, g) for g in search._homogeneous(tables)])
+    ends = jax.jit(jax.vmap(lambda t: solver.run(t, d, x[256:])))(plain)
+    assert held_out(found.table) < float(jnp.sqrt(jnp.mean((ends - target[256:]) ** 2, (1, 2))).min()) / 2
     # descent goes on from where evolution stopped
     polished = learn.endpoint(found.table, d, x[:256], target[:256], train=("B",), rate=2e-3, steps=100)
     assert held_out(polished.table) < held_out(found.table)
