@@ -22,5 +22,5 @@ def get_config():
     config.train.save_every = 300
     config.solver.name = "heun"
     config.solver.steps = 20
-    config.eval.guidance_scale = 1.5
+    config.eval.guidance_scale = 1.2
     return config
