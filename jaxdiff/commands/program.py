@@ -114,7 +114,8 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
 def _link(content: dict[str, Any]) -> Callable:
     known = {device.id: device for device in jax.devices()}
     devices = [known[number] for number in content["devices"]]
-    return serialize_executable.deserialize_and_load(*content["executable"], execution_devices=devices)
+    packed, inputs, outputs = content["executable"]
+    return serialize_executable.deserialize_and_load(packed, inputs, outputs, execution_devices=devices)
 
 
 def _begin(path: epath.Path) -> tuple[dict[str, Any], concurrent.futures.Future] | None:
@@ -198,16 +199,17 @@ class Program:
         finally:
             jax.monitoring.unregister_event_listener(note)
         if not hits:
-            self._keep(compiled, target, [device.id for device in key.sharding.mesh.devices.flat])
+            self._keep(compiled, target)
         return _on_trees(compiled, target)
 
-    def _keep(self, compiled: Any, target: TrainState, devices: list[int]) -> None:
+    def _keep(self, compiled: Any, target: TrainState) -> None:
         try:
             structure = jax.tree.map(lambda x: _Spec(x.shape, str(x.dtype), x.sharding.spec), target)
+            mesh = jax.tree.leaves(target)[0].sharding.mesh
             content = {
                 "identity": self.identity,
                 "machine": _machine(),
-                "devices": devices,
+                "devices": [device.id for device in mesh.devices.flat],
                 "executable": serialize_executable.serialize(compiled),
                 "structure": pickle.dumps(structure),
             }
