@@ -240,7 +240,7 @@ BAD = {
     "clock": (lambda: solver.euler(LINEAR, POINTS, clock="lam"), "clock: 'lam' given"),
     "heun clock": (lambda: solver.heun(LINEAR, POINTS, clock="t"), "clock: 't' given"),
     "order": (lambda: solver.dpm_solver_pp(LINEAR, POINTS, order=0), "order: 0 given"),
-    "variant": (lambda: solver.dpm_solver_pp(LINEAR, POINTS, variant="heun"), "variant: 'heun' "),
+    "variant": (lambda: solver.dpm_solver_pp(LINEAR, POINTS, variant="heum"), "variant: 'heum' "),
     "tail": (lambda: solver.dpm_solver_pp(LINEAR, POINTS, lower_order_final="no"), "lower_order_final: 'no' "),
     "s_churn": (lambda: solver.edm(LINEAR, POINTS, s_churn=-1.0), "s_churn, s_min, s_max, s_noise: -1.0"),
     "s_min": (lambda: solver.edm(LINEAR, POINTS, s_min=2.0, s_max=1.0), "s_churn, s_min, s_max, s_noise"),
