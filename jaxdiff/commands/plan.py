@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -75,6 +76,8 @@ def run(
         raise ConfigError(f"mfu: {mfu} given; need a share in (0, 1]")
     if classes < 0:
         raise ConfigError(f"classes: {classes} given; need at least 0")
+    if config.mesh.slices < 1 or data % config.mesh.slices:
+        raise ConfigError(f"config.mesh.slices: {config.mesh.slices} given; need a number that divides data={data}")
     shards = data * fsdp
     if config.data.batch_size % (shards * config.train.accumulate):
         raise ConfigError(
@@ -106,7 +109,7 @@ class Plan:
     """The counts of one device: bytes held, FLOPs a step, collectives a step.
 
     Attributes:
-        mesh: (data, fsdp, tensor). simulated: the data size compiled with.
+        mesh: (data, fsdp, tensor). slices: parts of data on a slower network. simulated: the data size compiled with.
         batch: examples a step over all devices; ``local`` of them, a microbatch, are on a device at once.
         parameters: number of scalars.
         params_bytes, opt_bytes, ema_bytes, batch_bytes: arguments of the step on one device.
@@ -117,7 +120,8 @@ class Plan:
             recomputed, are fixed + each * examples.
         flops: matrix-product FLOPs of one step on one device.
         compiled_arguments: argument bytes by XLA's own account; None if not compiled.
-        collectives: None if not compiled.
+        collectives: those of the compiled program or, under explicit fsdp, those written in it; None if neither.
+        traced: whether they are the written ones.
         notes: what the reader should know.
     """
 
@@ -140,6 +144,8 @@ class Plan:
     collectives: tuple | None
     precision: str
     notes: tuple[str, ...]
+    slices: int = 1
+    traced: bool = False
 
     @property
     def fixed_bytes(self) -> int:
@@ -168,17 +174,20 @@ def make_plan(
     min_bytes: int | None = None,
     rules: Any = (),
 ) -> Plan:
-    """Count one training step of a config on a mesh of simulated devices (all in this process)."""
+    """Count one training step of a config on a mesh of simulated devices (all in this process).
+
+    ``rules`` go before the config's and the network's; ``min_bytes`` in place of the config's.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxdiff.commands import assemble
+    from jaxdiff.commands import assemble, layout
     from jaxdiff.network.count import parameter_count
     from jaxdiff.objective.context import Ctx
     from jaxdiff.train import cost
     from jaxdiff.train.mesh import batch_sharding, batch_shards, check_batch_size, make_mesh, replicated
-    from jaxdiff.train.sharding import MIN_BYTES
+    from jaxdiff.train.sharding import is_replicated
     from jaxdiff.train.state import abstract_state
     from jaxdiff.train.step import example_keys, make_step
 
@@ -200,8 +209,9 @@ def make_plan(
         source = types.SimpleNamespace(shape=tuple(shape), num_classes=classes or None)
     made = assemble.setup(config, source)
     game = assemble.game(made)
-    state = abstract_state(game, made.init, mesh, rules, MIN_BYTES if min_bytes is None else min_bytes)
-    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    rules = (*rules, *layout.rules(config, tensor))
+    state = abstract_state(game, made.init, mesh, rules, config.mesh.min_bytes if min_bytes is None else min_bytes)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     dtype = jnp.bfloat16 if config.train.precision == "bfloat16" else None
 
     def examples(count: int, sharding: Any = None) -> dict[str, Any]:
@@ -212,15 +222,20 @@ def make_plan(
     whole = examples(batch, batch_sharding(mesh))
     kind = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=replicated(mesh))
-    step = make_step(game, mesh, layout, accumulate=accumulate, compute_dtype=dtype)
+    route = layout.route(config)
+    step = make_step(game, mesh, shardings, accumulate=accumulate, compute_dtype=dtype, parallel=route)
 
-    # FLOPs: the traced step's, over the devices that split the batch; parameters split over tensor divide work too
-    total = cost.flops(jax.make_jaxpr(step.jitted)(state, whole, key, step.fixed))
-    split = any("tensor" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params))
-    per_device = total // (shards * (tensor if split else 1))
+    # FLOPs: the traced step's, over the devices that split the batch; parameters split over tensor divide work too.
+    # Inside shard_map, where parameters are whole, what devices along tensor repeat has been counted for each
+    jaxpr = jax.make_jaxpr(step.jitted)(state, whole, key, step.fixed)
+    total = cost.flops(jaxpr)
+    over = lambda axis: any(axis in str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params))
+    split, gathered = over("tensor"), over("fsdp")
+    per_device = total // (mesh.size if split or is_replicated(shardings) else shards)
     if tensor > 1 and not split:
         notes.append(
-            f"no rule splits anything over tensor={tensor}: its devices repeat the same work; give them to data or fsdp"
+            f"no rule splits anything over tensor={tensor}: its devices repeat the same work; give mesh.rules, or these "
+            "devices to data or fsdp"
         )
     elif split:
         notes.append("FLOPs and activations assume that work divides evenly over tensor")
@@ -254,9 +269,13 @@ def make_plan(
             dataclasses.replace(c, group=c.group * data // simulated if c.group == mesh.size else c.group)
             for c in cost.collectives(program.as_text(), mesh.size)
         )
-    masters = cost.nbytes
-    gathered = any("fsdp" in str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params))
-    used = sum(masters(p) for p in jax.tree.leaves(params)) if gathered or dtype is not None else 0
+    if traced := route == "fsdp" and gathered:
+        sizes = dict(zip(mesh.axis_names, mesh_sizes))
+        written = cost.traced_collectives(jaxpr)
+        found = tuple(dataclasses.replace(c, group=math.prod(sizes[a] for a in c.axes)) for c in written)
+        if split:
+            notes.append("collectives over tensor are the compiler's and not among those counted")
+    used = sum(cost.nbytes(p) for p in jax.tree.leaves(params)) if gathered or dtype is not None else 0
     pieces = [cost.shard_bytes(tree) for tree in (state.params, state.opt, state.ema, whole)]
     arguments = cost.shard_bytes((state, whole, key, step.fixed))
     return Plan(
@@ -279,6 +298,8 @@ def make_plan(
         collectives=found,
         precision=config.train.precision,
         notes=tuple(notes),
+        slices=config.mesh.slices,
+        traced=traced,
     )
 
 
@@ -293,13 +314,24 @@ def _time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+def _crosses(found: Any, plan: Plan) -> bool:
+    """Whether a collective leaves its slice: only ``data`` does. A compiled one is known by the devices it spans."""
+    if plan.slices == 1:
+        return False
+    data, fsdp, tensor = plan.mesh
+    if found.axes:
+        return "data" in found.axes
+    return found.group not in (fsdp, tensor) or (found.kind == "all-reduce" and found.group == data)
+
+
 def report(plan: Plan, mfu: float = 0.4) -> str:
     """The plan as text."""
     from jaxdiff.train.chips import CHIPS, communication_seconds
 
     data, fsdp, tensor = plan.mesh
     lines = [
-        f"mesh data={data} x fsdp={fsdp} x tensor={tensor} = {data * fsdp * tensor} devices, "
+        f"mesh data={data} x fsdp={fsdp} x tensor={tensor} = {data * fsdp * tensor} devices"
+        f"{f' in {plan.slices} slices' if plan.slices > 1 else ''}, "
         f"batch {plan.batch} ({plan.local} on a device at once), {plan.precision}",
         f"parameters            {plan.parameters:,}",
         "",
@@ -326,9 +358,12 @@ def report(plan: Plan, mfu: float = 0.4) -> str:
     if plan.collectives is None:
         lines.append("collectives           not compiled")
     else:
-        lines.append(
-            "collectives per step  (compiled for simulated CPU devices; another backend may split or merge them)"
+        where = (
+            "as written; a backend may merge them"
+            if plan.traced
+            else "compiled for simulated CPU devices; another backend may split or merge them"
         )
+        lines.append(f"collectives per step  ({where})")
         grouped: dict[tuple, list] = {}
         for c in plan.collectives:
             row = grouped.setdefault((c.kind, c.group), [0, 0])
@@ -349,7 +384,10 @@ def report(plan: Plan, mfu: float = 0.4) -> str:
         room = USABLE * chip.memory
         peak = chip.bf16 if plan.precision == "bfloat16" else chip.float32
         work = plan.flops / (peak * mfu)
-        wire = communication_seconds(plan.collectives or (), chip)
+        crossing = [c for c in plan.collectives or () if _crosses(c, plan)]
+        inside = [c for c in plan.collectives or () if not _crosses(c, plan)]
+        outside = dataclasses.replace(chip, link=chip.outer)
+        wire = communication_seconds(inside, chip) + communication_seconds(crossing, outside)
         fits = plan.total_bytes <= room
         most = max(0, int((room - plan.fixed_bytes) // max(plan.example_bytes, 1e-9)))
         accumulated = plan.batch // (plan.local * data * fsdp)

@@ -1,5 +1,6 @@
 """`jaxdiff plan` and its counters against counts made by hand."""
 
+import dataclasses
 import re
 
 import jax
@@ -113,6 +114,77 @@ def test_collectives(planned):
         split = sum(c.bytes * c.times for c in gathered)
         assert split == pytest.approx(4 * found.parameters, rel=0.03)  # once each, small ones were never split
         assert {c.group for c in gathered} == {4}
+
+
+def test_explicit_fsdp_by_hand():
+    """Under remat: bytes and FLOPs within 2 %, two gathers and one scatter a block, of known bytes and span."""
+    config = dit_config()
+    config.network.remat = True
+    config.mesh.fsdp_mode, config.mesh.min_bytes = "explicit", 4096
+    found = plan.make_plan(config_lib.check(config), (2, 4, 1), shape=(8, 8, 3), classes=10)
+    hand = 16 * found.parameters // 4 + BATCH // 8 * (8 * 8 * 3 * 4 + 4 + 4)
+    assert found.argument_bytes == pytest.approx(hand, rel=0.02)
+    assert found.compiled_arguments == pytest.approx(hand, rel=0.02)
+    # the blocks once more, recomputed
+    forward, ends = 2 * dit_macs(WIDTH, DEPTH, TOKENS, 12), 2 * dit_macs(WIDTH, 0, TOKENS, 12)
+    assert found.flops == pytest.approx((4 * forward - ends) * BATCH / 8, rel=0.02)
+    block = 18 * WIDTH**2  # its biases are below 4 kB each
+    assert found.traced
+    gathers = [c for c in found.collectives if c.kind == "all-gather"]
+    scatters = [c for c in found.collectives if c.kind == "reduce-scatter"]
+    assert {(c.group, c.axes, c.times) for c in gathers + scatters} == {(4, ("fsdp",), 1)}
+    assert [c.bytes for c in gathers].count(4 * block) == 2 * DEPTH
+    assert [c.bytes for c in scatters].count(block) == DEPTH
+    # above 1 MB there is nothing else
+    assert {c.bytes for c in found.collectives if c.bytes > 1e6} == {4 * block}
+    # split arrays are scattered over fsdp and then summed over data; together with the rest that is every parameter
+    split = sum(c.bytes for c in scatters)
+    assert sum(c.bytes for c in found.collectives if c.axes == ("data",)) == split
+    rest = sum(c.bytes for c in found.collectives if c.kind == "all-reduce" and c.group == 8)
+    assert 4 * split + rest == pytest.approx(4 * found.parameters, rel=1e-3)
+    # a larger mesh than is simulated spans its own devices
+    config.data.batch_size = 16 * BATCH
+    cut = plan.make_plan(config, (32, 4, 1), shape=(8, 8, 3), classes=10, compiled=False)
+    assert {c.group for c in cut.collectives} == {4, 32, 128} and cut.flops == found.flops
+
+
+def test_layers_split_over_tensor():
+    """A network's own rules are planned with; without any rule the devices along tensor repeat the same work."""
+    sizes = {"shape": (8, 8, 3), "classes": 10}
+    whole = plan.make_plan(dit_config(), (4, 1, 1), **sizes, compiled=False)
+    split = plan.make_plan(dit_config(), (4, 1, 2), **sizes)
+    assert split.flops == whole.flops // 2 and any("divides evenly over tensor" in note for note in split.notes)
+    halved = DEPTH * (12 * WIDTH**2 + 7 * WIDTH)  # matrices, and the biases of what is split by column
+    hand = 16 * (whole.parameters - halved // 2) + BATCH // 4 * (8 * 8 * 3 * 4 + 4 + 4)
+    assert split.argument_bytes == pytest.approx(hand, rel=1e-3)
+    assert split.compiled_arguments == pytest.approx(hand, rel=1e-3)
+    config = dit_config()
+    config.mesh.rules = [[".", "replicated"]]
+    repeated = plan.make_plan(config_lib.check(config), (4, 1, 2), **sizes, compiled=False)
+    assert repeated.flops == whole.flops and repeated.argument_bytes == whole.argument_bytes
+    assert any("no rule splits anything over tensor=2" in note for note in repeated.notes)
+
+
+def test_only_what_crosses_slices_takes_the_slow_network():
+    chip = CHIPS[0]
+    written = [
+        cost.Collective("all-gather", 10**9, 4, 1, ("fsdp",)),
+        cost.Collective("all-reduce", 10**9, 4, 1, ("data",)),
+    ]
+    compiled = [dataclasses.replace(c, axes=()) for c in written]
+    known = {
+        **{"mesh": (4, 4, 1), "simulated": 4, "batch": 64, "local": 4, "parameters": 10**6, "batch_bytes": 1000},
+        **{"argument_bytes": 2000, "gradient_bytes": 0, "working_bytes": 0, "flops": 10**12, "params_bytes": 0},
+        **{"activation_fixed": 0, "activation_each": 1e6, "compiled_arguments": None, "opt_bytes": 0, "ema_bytes": 0},
+        **{"precision": "bfloat16", "notes": ()},
+    }
+    for found in (written, compiled):
+        for slices, speed in ((1, chip.link), (2, chip.outer)):
+            text = plan.report(plan.Plan(**known, collectives=tuple(found), slices=slices))
+            row = next(line for line in text.splitlines() if line.strip().startswith(chip.name))
+            wanted = 3 / 4 * 1e9 / chip.link + 2 * 3 / 4 * 1e9 / speed
+            assert f" {wanted * 1e3:.3g} ms" in row
+            assert ("in 2 slices" in text) == (slices == 2)
 
 
 def test_a_mesh_cut_to_fit_plans_the_same_device():
