@@ -76,6 +76,19 @@ def test_evolution_finds_the_optimum_that_enumeration_finds():
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.slow
+def test_four_ddim_steps_end_on_the_best_of_all_subsets_of_a_grid():
+    """A tenth of the 4,960 subsets scored; from six seeds the best was found after 3 to 10 generations of 32."""
+    d, x, target = problem(VP, grid.logsnr)
+    tables = search.space(VP, grid.uniform(VP, 33), 4, order=1, prediction="data", corrector=False)
+    rms = jax.jit(jax.vmap(lambda t: jnp.sqrt(jnp.mean((solver.run(t, d, x) - target) ** 2))))
+    scores = np.asarray(rms(solver.stack([tables.build(g) for g in tables.genomes()])))
+    assert scores.size == tables.size == 4960
+    found = search.endpoint(tables, d, x, target, population=32, generations=15)
+    np.testing.assert_allclose(found.losses[-1], scores.min(), rtol=1e-5)
+    assert found.losses[0] > 1.05 * scores.min() and np.sort(scores)[1] > 1.001 * scores.min()
+
+
 def test_planted_points_are_found_among_seven_million_subsets():
     tables = search.space(EDM, grid.edm_rho(EDM, 64), 6, order=1, prediction="data", corrector=False)
     planted = {"points": np.array([7, 11, 30, 31, 55]), **{name: np.zeros(6, int) for name in tables.choices}}
