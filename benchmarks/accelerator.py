@@ -166,9 +166,9 @@ def main() -> None:
         measure = lambda: sampling.measure(ours, theirs, args.pairs, inner)  # noqa: B023
         report["sampling"][name] = attempt(name, measure)
         store()
-    for size, steps in ((64, 50), (1024, 12)):
-        measure = lambda: train_step.measure(size, args.pairs, steps)  # noqa: B023
-        report["train_step"].append(attempt(f"train step {size}", measure))
+    for case in train_step.CASES:
+        measure = lambda: train_step.measure(*case, args.pairs)  # noqa: B023
+        report["train_step"].append(attempt(f"train step {case[0]} {case[3]}", measure))
         store()
     for size in args.sizes:
         measure = lambda: dit(size, args.batch, shape, args.pairs, 5, args.nfe)  # noqa: B023
