@@ -102,6 +102,31 @@ def test_two_processes_are_two_slices(tmp_path):
     assert [status for status, _ in ends] == [0, 0], ends
     ((status, output),) = job.finish([job.start(config, alone, *more, devices=8)])
     assert status == 0, output
-    found, wanted = job.losses(pair), job.losses(alone)
+    same_losses(pair, alone)
+
+
+def same_losses(a, b):
+    found, wanted = job.losses(a), job.losses(b)
     assert found.keys() == wanted.keys() and len(wanted) == 5
     assert all(abs(found[step] / wanted[step] - 1) < 1e-6 for step in wanted)
+
+
+@pytest.mark.slow
+def test_a_config_chooses_rules_and_explicit_fsdp(tmp_path):
+    """The command line on 2 x 2 x 2 devices: the same losses as one device, and a table of what is split how."""
+    config = tmp_path / "tiny.py"
+    config.write_text(job.CONFIG)
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2, "min_bytes": 256, "fsdp_mode": "explicit"}
+    more = [f"--config.mesh.{name}={value}" for name, value in mesh.items()]
+    rules = '--config.mesh.rules=[["block_0_1", "replicated"], ["output/kernel", "tensor, *"]]'
+    ((status, output),) = job.finish(
+        [job.start(config, tmp_path / "split", *more, rules, "--config.train.steps=50", devices=8)]
+    )
+    assert status == 0, output
+    ends = lambda path: {line.rsplit("  ", 1)[1] for line in output.splitlines() if f"{path}/kernel" in line}
+    assert ends("output") == {"('tensor',)"}  # the user's
+    # the second matrix by the user's rule, before the network's own; the first by that, and automatic fsdp for the rest
+    assert {"replicated", "('fsdp', 'tensor')"} <= ends("block_*_*")
+    ((status, output),) = job.finish([job.start(config, tmp_path / "one", "--config.train.steps=50", devices=1)])
+    assert status == 0, output
+    same_losses(tmp_path / "split", tmp_path / "one")
