@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxdiff.process.process import Process
@@ -165,6 +166,8 @@ def _lies_on(process: Process, grid: Grid) -> bool:
     time, alpha, sigma = grid.time[own], grid.alpha[own], grid.sigma[own]
     if not grid.on_path and (np.any(np.diff(time) >= 0) or np.any(time < 0) or np.any(time > process.t_max)):
         return False  # the network's own numbering
+    if not grid.on_path and any(isinstance(v, jax.core.Tracer) for v in jax.tree_util.tree_leaves(process)):
+        return False  # not known while tracing, and explicit arrays need no path
     c = process.coefficients(time)
     return np.allclose(c.alpha, alpha, 1e-9, 1e-12) and np.allclose(c.sigma, sigma, 1e-9, 1e-12)
 

@@ -1,6 +1,7 @@
 """Every maker on explicit (alpha, sigma) arrays with somebody else's times: flows, VE and VP, clean ends and others."""
 
 import deterministic_cases
+import jax
 import numpy as np
 import pytest
 import solver_cases
@@ -81,3 +82,10 @@ def test_every_registered_solver_is_among_them():
         lambda p, g: solver.restart(p, g, intervals=()),
     ):
         assert maker(process.linear(), grid).nfe >= len(grid)
+
+
+def test_explicit_arrays_serve_a_traced_process():
+    """Its path is not looked at: the arrays alone make the table."""
+    grid = explicit([0.1, 0.5, 1.0], [1.0, 0.5, 0.0], [1.0, 0.5, 0.0])
+    end = lambda beta: solver.ddim(process.vp(beta, 20.0), grid).blocks.alpha[-1] * beta
+    assert float(jax.jit(end)(0.25)) == 0.25
