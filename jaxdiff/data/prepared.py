@@ -71,6 +71,7 @@ def tfds(name: str, split: str = "train", data_dir: str | None = None) -> Datase
     try:
         with _quiet():
             source = library.data_source(name, split=split, data_dir=str(folder), download=False)
+            source.__getitems__([0][: len(source)])  # what it has to say, it says when it first decodes
     except NotImplementedError as error:  # tfds's word for: files of another format, or none
         raise FileNotFoundError(
             f"{field} is not prepared as array_record in data.data_dir={str(data_dir)!r}; "
