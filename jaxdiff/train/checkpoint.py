@@ -24,6 +24,7 @@ import numpy as np
 from etils import epath
 
 import jaxdiff
+from jaxdiff.train import checkpoint_directory as folder
 from jaxdiff.train.checkpoint_errors import CheckpointError, DamagedStep, collect_quietly, one_line, system_reason
 from jaxdiff.train.checkpoint_read import FORMAT, from_chief, open_record, read_items, verify
 from jaxdiff.train.checkpoint_retention import Retention
@@ -122,7 +123,8 @@ class Checkpointer:
         self.bad: list[BadCheckpoint] = []
         self.stall_seconds = 0.0  # how long the last asynchronous part of a save held the caller
         if not read_only:
-            self._prepare_directory()
+            if self._chief:
+                folder.prepare(self.directory)
         elif not self.directory.is_dir():
             raise CheckpointError(f"checkpoint directory {self.directory} does not exist")
 
@@ -130,12 +132,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending, verified or not."""
-        if not self.directory.is_dir():
-            return []
-        found = [path for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir()]
-        if "://" in str(self.directory):  # buckets have no atomic rename; orbax marks what is complete
-            found = [path for path in found if (path / "commit_success.txt").exists()]
-        return sorted(int(path.name) for path in found)
+        return folder.steps(self.directory)
 
     def meta(self, step: int) -> dict[str, Any]:
         """The caller's meta of a checkpoint (its record is verified, its arrays are not read)."""
@@ -377,38 +374,11 @@ class Checkpointer:
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
-    def _prepare_directory(self) -> None:
-        probe = self.directory / ".writable"
-        try:
-            if self._chief:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                probe.write_text("")
-                probe.unlink()
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint directory {self.directory} cannot be written: {one_line(error)}"
-            ) from error
-        self._sweep("")
-
-    def _sweep(self, prefix: str) -> None:
-        """Delete what saves and deletions that were cut short left behind."""
-        if not self._chief or not self.directory.is_dir():
-            return
-        for path in self.directory.iterdir():
-            name, _, rest = path.name.partition(".")
-            unfinished = rest.startswith("orbax-checkpoint-tmp") and name == (prefix or name)
-            if unfinished or (not prefix and rest == "deleting"):
-                _log.info("removing unfinished %s", path)
-                path.rmtree(missing_ok=True)
-
     def _set_aside(self, step: int) -> str:
         """Rename a damaged checkpoint; nothing that is there already is overwritten."""
         name = f"{step}.corrupt"
         if self._chief:
-            count = 1
-            while (self.directory / name).exists():
-                count += 1
-                name = f"{step}.corrupt-{count}"
+            name = folder.free_name(self.directory, name)
             self._path(step).rename(self.directory / name)
         from_chief(0)
         self._verified.discard(step)
@@ -422,7 +392,8 @@ class Checkpointer:
             if type(thread).__module__.startswith("orbax"):
                 threading.Thread.join(thread, timeout=5)  # orbax's own join raises again
         try:
-            self._sweep(str(step))
+            if self._chief:
+                folder.sweep(self.directory, str(step))
             if "://" not in str(self.directory):
                 reason += f" ({shutil.disk_usage(self.directory).free / 1e6:.0f} MB free now)"
             intact: Any = self.steps() or "none"

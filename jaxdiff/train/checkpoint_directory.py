@@ -1,0 +1,54 @@
+"""The directory of a run's checkpoints: which there are, what was left unfinished, names for what is set aside."""
+
+import logging
+
+from etils import epath
+
+from jaxdiff.train.checkpoint_errors import CheckpointError, one_line
+
+__all__ = ["free_name", "prepare", "steps", "sweep"]
+
+_log = logging.getLogger(__name__)
+
+
+def steps(directory: epath.Path) -> list[int]:
+    """Steps of the committed checkpoints, ascending."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    if "://" in str(directory):  # buckets have no atomic rename; orbax marks what is complete
+        found = [path for path in found if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in found)
+
+
+def prepare(directory: epath.Path) -> None:
+    """Make the directory, see that it can be written, and sweep it; raises CheckpointError if it cannot."""
+    probe = directory / ".writable"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint directory {directory} cannot be written: {one_line(error)}") from error
+    sweep(directory)
+
+
+def sweep(directory: epath.Path, step: str = "") -> None:
+    """Delete what saves (of one step, or all) and deletions that were cut short left behind."""
+    if not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        name, _, rest = path.name.partition(".")
+        unfinished = rest.startswith("orbax-checkpoint-tmp") and name == (step or name)
+        if unfinished or (not step and rest == "deleting"):
+            _log.info("removing unfinished %s", path)
+            path.rmtree(missing_ok=True)
+
+
+def free_name(directory: epath.Path, name: str) -> str:
+    """``name``, or ``name-2``, ``name-3``, ... where that is taken."""
+    free, count = name, 1
+    while (directory / free).exists():
+        count += 1
+        free = f"{name}-{count}"
+    return free
