@@ -319,26 +319,26 @@ def check(config: ConfigDict) -> ConfigDict:
     for section, kind in OPEN.items():
         given = options(config, section)
         if given:
-            allowed = option_parameters(kind, config[section].name)
+            known = option_parameters(kind, config[section].name)
             for name, value in given.items():
-                if name not in allowed:
+                if name not in known:
                     raise ConfigError(
-                        f"config.{section}.{name}: {config[section].name!r} has no such option{near(name, allowed)}; "
-                        f"allowed: {', '.join(allowed) or 'none'}"
+                        f"config.{section}.{name}: {config[section].name!r} has no such option{near(name, known)}; "
+                        f"allowed: {', '.join(known) or 'none'}"
                     )
-                check_option(f"{section}.{name}", value, allowed[name])
+                check_option(f"{section}.{name}", value, known[name])
     for path, (chooser, place) in OPTION_DICTS.items():
         section, _, name = path.partition(".")
         if config[section][name]:
             choice = config[section][chooser]
-            allowed = _parameters_of(_entry(place, choice), path)
+            known = _parameters_of(_entry(place, choice), path)
             for option, value in config[section][name].items():
-                if option not in allowed:
+                if option not in known:
                     raise ConfigError(
-                        f"config.{path}: {choice!r} has no option {option!r}{near(option, allowed)}; "
-                        f"allowed: {', '.join(allowed) or 'none'}"
+                        f"config.{path}: {choice!r} has no option {option!r}{near(option, known)}; "
+                        f"allowed: {', '.join(known) or 'none'}"
                     )
-                check_option(f"{path}[{option!r}]", value, allowed[option])
+                check_option(f"{path}[{option!r}]", value, known[option])
     group, rows = config.objective.coupling_group, config.data.batch_size // config.train.accumulate
     if config.objective.coupling == "ot" and (group < 1 or rows % group):
         raise ConfigError(

@@ -41,7 +41,7 @@ def digits(split: str = "train") -> Dataset:
     image, label = table[:, :64].astype(np.uint8).reshape(-1, 8, 8, 1), table[:, 64].astype(np.int64)
     test = np.zeros(len(label), bool)
     test[np.argsort(label, kind="stable")[::5]] = True
-    keep = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
+    keep: np.ndarray = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
     names = tuple(str(n) for n in range(10))
     values = {"x0": image[keep], "label": label[keep]}
     return arrays(values, name="digits", split=split, levels=17, num_classes=10, class_names=names)
