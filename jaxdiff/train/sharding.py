@@ -211,12 +211,12 @@ def sharding_table(tree: Any, shardings: Any, min_bytes: int = MIN_BYTES) -> str
         share = size * math.prod(sharding.shard_shape(leaf.shape)) // max(math.prod(leaf.shape), 1)
         total, local = total + size, local + share
         name = re.sub(r"\d+", "*", path_name(path))
-        row = rows.setdefault((name, tuple(leaf.shape), str(sharding.spec)), [0, 0, 0, sharding])
+        row = rows.setdefault((name, tuple(leaf.shape), str(tuple(sharding.spec))), [0, 0, 0, sharding])
         row[0], row[1], row[2] = row[0] + 1, row[1] + size, row[2] + share
     width = max([len(name) for name, _, _ in rows] + [4])
     lines = [f"{'path':{width}}  count  {'shape':20}  {'MB':>9}  {'MB/device':>9}  split"]
     for (name, shape, spec), (count, size, share, sharding) in rows.items():
-        split = "replicated" if sharding.is_fully_replicated else spec.removeprefix("PartitionSpec")
+        split = "replicated" if sharding.is_fully_replicated else spec
         lines.append(f"{name:{width}}  {count:5d}  {shape!s:20}  {size / 1e6:9.3f}  {share / 1e6:9.3f}  {split}")
     lines.append(f"{'total':{width}}  {'':5}  {'':20}  {total / 1e6:9.3f}  {local / 1e6:9.3f}")
     for (name, shape, _), (count, size, _, sharding) in rows.items():
