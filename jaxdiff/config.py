@@ -55,8 +55,8 @@ NAMES: dict[str, dict[str, str]] = {
     "solver": {
         name: f"jaxdiff.solver:{name}"
         for name in (
-            "euler ddim ancestral heun edm dpm_solver dpm_solver_pp conjugate dc_solver deis dpm2 dpm_solver_v3 exp_rk f_pndm "
-            "ghvb heavy_ball ipndm lms pndm rho_rk rk4 unipc usf velocity_ab "
+            "euler ddim ancestral ddpm heun edm dpm_solver dpm_solver_pp conjugate dc_solver deis dpm2 dpm_solver_v3 exp_rk "
+            "f_pndm ghvb heavy_ball ipndm lms pndm rho_rk rk4 unipc usf velocity_ab "
             "euler_ancestral dpm2_ancestral dpmpp_2s_ancestral dpm_solver_pp_sde er_sde sa_solver restart euler_maruyama "
             "predictor_corrector"
         ).split()

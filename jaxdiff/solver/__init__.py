@@ -20,7 +20,7 @@ from jaxdiff.solver.exp_rk import exp_rk
 from jaxdiff.solver.grid import GRIDS, Grid
 from jaxdiff.solver.kernel import row_logprob, row_mean
 from jaxdiff.solver.momentum import ghvb, heavy_ball
-from jaxdiff.solver.onestep import ancestral, ddim, euler
+from jaxdiff.solver.onestep import ancestral, ddim, ddpm, euler
 from jaxdiff.solver.order import Order, order
 from jaxdiff.solver.renoise import dpm2_ancestral, dpmpp_2s_ancestral, euler_ancestral
 from jaxdiff.solver.restart import restart
@@ -111,6 +111,7 @@ __all__ = [
     "dc_solver",
     "ddim",
     "ddim_invert",
+    "ddpm",
     "decode_noise",
     "deis",
     "device",
@@ -176,6 +177,7 @@ SOLVERS = {
     "euler": euler,
     "ddim": ddim,
     "ancestral": ancestral,
+    "ddpm": ddpm,
     "heun": heun,
     "edm": edm,
     "dpm_solver": dpm_solver,

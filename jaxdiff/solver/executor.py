@@ -85,7 +85,7 @@ class State:
 def rows_of(table: Table, key: jax.Array | None = None) -> Row:
     """The table's rows as one Row with a leading axis K, ready to scan over; ``key`` is the run's."""
     count = table.rows
-    draws = key is not None and any(block.C is not None for block in blocks_of(table))
+    draws = any(block.C is not None for block in blocks_of(table))
 
     def block_rows(block: Any) -> Any:
         return dataclasses.replace(
@@ -100,7 +100,7 @@ def rows_of(table: Table, key: jax.Array | None = None) -> Row:
         mode=None if table.mode is None else np.asarray(table.mode, np.int32),
         out=table.out,
         blocks=jax.tree_util.tree_map(block_rows, table.blocks, is_leaf=is_block),
-        key=row_keys(key, count) if draws else None,
+        key=row_keys(key, count) if draws and key is not None else None,
     )
 
 

@@ -11,7 +11,7 @@ from jaxdiff.solver.build import DATA, Rows, first_order, noise_step, require_ga
 from jaxdiff.solver.grid import Grid, Point, as_grid
 from jaxdiff.solver.table import Table
 
-__all__ = ["ancestral", "ddim", "euler"]
+__all__ = ["ancestral", "ddim", "ddpm", "euler"]
 
 
 def transition_std(at: Point, to: Point) -> float:
@@ -63,6 +63,9 @@ def ancestral(process: Process, grid: Any, *, variance: str = "small") -> Table:
         std = posterior_std(at, to) if variance == "small" else transition_std(at, to)
         rows.add(at, A, B, C=std if to.sigma > 0 else 0.0)
     return rows.table(grid[len(grid)], stochastic=True)
+
+
+ddpm = ancestral  # the sampler's other name
 
 
 def velocity_form(process: Process, at: Point) -> tuple[float, float]:
