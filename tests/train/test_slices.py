@@ -123,7 +123,11 @@ def test_a_config_chooses_rules_and_explicit_fsdp(tmp_path):
         [job.start(config, tmp_path / "split", *more, rules, "--config.train.steps=50", devices=8)]
     )
     assert status == 0, output
-    ends = lambda path: {line.rsplit("  ", 1)[1] for line in output.splitlines() if f"{path}/kernel" in line}
+    ends = lambda path: {
+        line.rsplit("  ", 1)[1]
+        for line in output.splitlines()
+        if line.lstrip().startswith(f"model/params/{path}/kernel")
+    }
     assert ends("output") == {"('tensor',)"}  # the user's
     # the second matrix by the user's rule, before the network's own; the first by that, and automatic fsdp for the rest
     assert {"replicated", "('fsdp', 'tensor')"} <= ends("block_*_*")
