@@ -131,7 +131,9 @@ def shaped(made: Setup, d: Any, name: str, scale: float) -> Any:
     if c.time_shift > 0:
         d = guidance.time_shift(d, window=c.time_shift)
     d = guided(made, d, name, scale)
-    return d if c.bound == "none" else {"clip": guidance.clip, "threshold": guidance.threshold}[c.bound](d)
+    if c.bound == "none":
+        return d
+    return guidance.clip(d) if c.bound == "clip" else guidance.threshold(d)
 
 
 def grid(made: Setup) -> Grid:

@@ -88,8 +88,7 @@ def test_wrapper_hook_and_a_hand_written_loop_agree():
 
 def test_an_inflated_state_is_understood_better():
     """Exposure bias in closed form: x = 1.1 x_t is the marginal of a later time; asked there, eps has the right scale."""
-    world = exact.Gaussian(np.zeros(N), V)
-    d, t = exact.denoiser(world, LINEAR), 0.7
+    d, t = exact.denoiser(exact.Gaussian([0.0], V), LINEAR), 0.7  # every number a sample of a 1-D world
     x = states(LINEAR, t, 1.1).astype(jnp.float32)
     told = guidance.time_shift(d, window=0.3, cutoff=0.0, data_variance=V)(x, t)
     # Var(eps_hat) of a marginal state at u is sigma_u^2/(alpha_u^2 V + sigma_u^2); the naive question is off by 1.1^2
