@@ -3,6 +3,7 @@
 import jax
 import pytest
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from tiny_training import Pipeline, assert_bitwise, devices, init, player
 
 from jaxdiff.commands.program import Program, identity, preload
@@ -13,8 +14,10 @@ from jaxdiff.train import Checkpointer, train
 def no_compile_cache():
     """What the cache gave cannot be kept, so these tests compile for themselves."""
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # whether it is used is asked once
     yield
     jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 def never(params, batch, keys, ctx):
