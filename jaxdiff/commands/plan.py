@@ -114,7 +114,7 @@ class Plan:
         parameters: number of scalars.
         params_bytes, opt_bytes, ema_bytes, batch_bytes: arguments of the step on one device.
         argument_bytes: their sum with counters, key and the like.
-        gradient_bytes: float32 gradients, whole, before they are split or applied.
+        gradient_bytes: float32 gradients, whole along fsdp, before they are split or applied.
         working_bytes: parameters as used: gathered along fsdp and in the compute dtype; 0 if the masters serve.
         activation_fixed, activation_each: saved residuals, with those of the largest rematerialised block while it is
             recomputed, are fixed + each * examples.
@@ -181,13 +181,14 @@ def make_plan(
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from jax.sharding import NamedSharding
 
     from jaxdiff.commands import assemble, layout
     from jaxdiff.network.count import parameter_count
     from jaxdiff.objective.context import Ctx
     from jaxdiff.train import cost
     from jaxdiff.train.mesh import batch_sharding, batch_shards, check_batch_size, make_mesh, replicated
-    from jaxdiff.train.sharding import is_replicated
+    from jaxdiff.train.sharding import is_replicated, without_axis
     from jaxdiff.train.state import abstract_state
     from jaxdiff.train.step import example_keys, make_step
 
@@ -238,7 +239,7 @@ def make_plan(
             "devices to data or fsdp"
         )
     elif split:
-        notes.append("FLOPs and activations assume that work divides evenly over tensor")
+        notes.append("FLOPs are divided evenly over tensor; activations are counted whole there, which is at most")
 
     # activations: what the loss keeps (and recomputes at once) for its gradient at two microbatches;
     # the difference is the share of an example
@@ -259,7 +260,7 @@ def make_plan(
 
     # the coupling may need whole groups, so steps are of the microbatch itself
     small, large = saved(local), saved(2 * local)
-    each = (large - small) / local / (tensor if split else 1)
+    each = (large - small) / local
 
     compiled_arguments = found = None
     if compiled:
@@ -275,7 +276,12 @@ def make_plan(
         found = tuple(dataclasses.replace(c, group=math.prod(sizes[a] for a in c.axes)) for c in written)
         if split:
             notes.append("collectives over tensor are the compiler's and not among those counted")
-    used = sum(cost.nbytes(p) for p in jax.tree.leaves(params)) if gathered or dtype is not None else 0
+    # in use, and as a gradient, a parameter is whole along fsdp and split along tensor alone
+    unsplit = lambda sharding: NamedSharding(mesh, without_axis(sharding.spec, "fsdp"))
+    used = jax.tree.map(
+        lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=unsplit(s)), params, shardings.params
+    )
+    scalars = sum(cost.shard_bytes(x) // x.dtype.itemsize for x in jax.tree.leaves(used))
     pieces = [cost.shard_bytes(tree) for tree in (state.params, state.opt, state.ema, whole)]
     arguments = cost.shard_bytes((state, whole, key, step.fixed))
     return Plan(
@@ -289,8 +295,8 @@ def make_plan(
         ema_bytes=pieces[2],
         batch_bytes=pieces[3],
         argument_bytes=arguments,
-        gradient_bytes=4 * parameter_count(state.params),
-        working_bytes=used,
+        gradient_bytes=4 * scalars,
+        working_bytes=cost.shard_bytes(used) if gathered or dtype is not None else 0,
         activation_fixed=int(np.clip(small - (large - small), 0, None)),
         activation_each=each,
         flops=per_device,

@@ -97,13 +97,17 @@ def gather_block(block: Block, pieces: Sequence[jax.Array]) -> list[jax.Array]:
     return [out[k] for k in range(len(pieces))]
 
 
-def scatter_block(block: Block, whole: Sequence[jax.Array]) -> list[jax.Array]:
-    """This device's pieces of the sums over ``fsdp`` of the block's arrays (one dtype): one reduce-scatter."""
-    if len(whole) == 1:
-        return [jax.lax.psum_scatter(whole[0], AXIS, scatter_dimension=block.dimensions[0], tiled=True)]
+def mean_block(block: Block, whole: Sequence[jax.Array]) -> list[jax.Array]:
+    """This device's pieces of the means over all devices of the block's arrays (one dtype): one reduce-scatter.
+
+    Where there are copies along ``data``, one all-reduce of the pieces follows.
+    """
     count = jax.lax.axis_size(AXIS)
+    reduced = lambda x: (jax.lax.pmean(x, "data") if jax.lax.axis_size("data") > 1 else x) / count
+    if len(whole) == 1:
+        return [reduced(jax.lax.psum_scatter(whole[0], AXIS, scatter_dimension=block.dimensions[0], tiled=True))]
     rows = [_rows(x, d, count) for x, d in zip(whole, block.dimensions, strict=True)]
-    own = jax.lax.psum_scatter(jnp.concatenate(rows, axis=1), AXIS)
+    own = reduced(jax.lax.psum_scatter(jnp.concatenate(rows, axis=1), AXIS))
     out, start = [], 0
     for x, d, row in zip(whole, block.dimensions, rows, strict=True):
         shape = (*x.shape[:d], x.shape[d] // count, *x.shape[d + 1 :])
@@ -147,16 +151,13 @@ def value_and_grad(loss: Callable, blocks: Sequence[Block]) -> Callable:
 def mean(blocks: Sequence[Block], grads: Any) -> Any:
     """Whole gradients of every device's share, as pieces of their mean over all devices."""
     leaves, treedef = jax.tree.flatten(grads)
-    split = [k for block in blocks for k in block.leaves]
+    rest = set(range(len(leaves)))
     for block in blocks:
-        for k, x in zip(block.leaves, scatter_block(block, [leaves[k] for k in block.leaves]), strict=True):
-            leaves[k] = x / jax.lax.axis_size(AXIS)
-    # what was scattered still differs between copies along data; the rest has not been summed at all
-    rest = sorted(set(range(len(leaves))) - set(split))
-    for positions, axes in ((split, ("data",)), (rest, BATCH_AXES)):
-        if positions and jax.lax.axis_size(axes) > 1:
-            for k, x in zip(positions, jax.lax.pmean([leaves[k] for k in positions], axes), strict=True):
-                leaves[k] = x
+        for k, x in zip(block.leaves, mean_block(block, [leaves[k] for k in block.leaves]), strict=True):
+            leaves[k] = x
+        rest -= set(block.leaves)
+    for k, x in zip(sorted(rest), jax.lax.pmean([leaves[k] for k in sorted(rest)], BATCH_AXES), strict=True):
+        leaves[k] = x
     return treedef.unflatten(leaves)
 
 

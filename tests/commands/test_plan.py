@@ -137,6 +137,8 @@ def test_explicit_fsdp_by_hand():
     assert [c.bytes for c in scatters].count(block) == DEPTH
     # above 1 MB there is nothing else
     assert {c.bytes for c in found.collectives if c.bytes > 1e6} == {4 * block}
+    assert sum(c.bytes == block and c.axes == ("data",) for c in found.collectives) == DEPTH
+    assert found.gradient_bytes == found.working_bytes == 4 * found.parameters
     # split arrays are scattered over fsdp and then summed over data; together with the rest that is every parameter
     split = sum(c.bytes for c in scatters)
     assert sum(c.bytes for c in found.collectives if c.axes == ("data",)) == split
@@ -153,11 +155,12 @@ def test_layers_split_over_tensor():
     sizes = {"shape": (8, 8, 3), "classes": 10}
     whole = plan.make_plan(dit_config(), (4, 1, 1), **sizes, compiled=False)
     split = plan.make_plan(dit_config(), (4, 1, 2), **sizes)
-    assert split.flops == whole.flops // 2 and any("divides evenly over tensor" in note for note in split.notes)
+    assert split.flops == whole.flops // 2 and any("divided evenly over tensor" in note for note in split.notes)
     halved = DEPTH * (12 * WIDTH**2 + 7 * WIDTH)  # matrices, and the biases of what is split by column
     hand = 16 * (whole.parameters - halved // 2) + BATCH // 4 * (8 * 8 * 3 * 4 + 4 + 4)
     assert split.argument_bytes == pytest.approx(hand, rel=1e-3)
     assert split.compiled_arguments == pytest.approx(hand, rel=1e-3)
+    assert split.gradient_bytes == pytest.approx(4 * (whole.parameters - halved // 2), rel=1e-6)
     config = dit_config()
     config.mesh.rules = [[".", "replicated"]]
     repeated = plan.make_plan(config_lib.check(config), (4, 1, 2), **sizes, compiled=False)
