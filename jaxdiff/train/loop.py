@@ -223,6 +223,7 @@ def train(
         if flops is None:  # here, where it delays no step: counting traces the losses
             flops = _counted(game, state, batch, teacher, extra, progress)
         numbers, trouble = log.drain()
+        clock.settle()
         row = {**numbers, **clock.summary(batch["index"].shape[0])}
         if hasattr(pipeline, "epoch"):
             row["epoch"] = float(pipeline.epoch(step))

@@ -119,7 +119,7 @@ class Clock:
     def start_interval(self) -> None:
         """Begin a new log interval now."""
         self._steps: list[float] = []
-        self._waited = 0.0
+        self._waited = self._settled = 0.0
         self._last = time.perf_counter()
 
     def waited(self, seconds: float) -> None:
@@ -133,6 +133,13 @@ class Clock:
         self.productive_seconds += now - self._last
         self._last = now
 
+    def settle(self) -> None:
+        """The device has finished every step dispatched: this wait was theirs, though no single one's."""
+        now = time.perf_counter()
+        self._settled += now - self._last
+        self.productive_seconds += now - self._last
+        self._last = now
+
     def pause(self) -> None:
         """Time since the last tick (saving, sampling pictures, logging) belongs to no step."""
         self._last = time.perf_counter()
@@ -141,7 +148,7 @@ class Clock:
         """Rates of the interval; empty if no step was taken."""
         if not self._steps:
             return {}
-        total = max(sum(self._steps), 1e-9)
+        total = max(sum(self._steps) + self._settled, 1e-9)
         cuts = statistics.quantiles(self._steps, n=100, method="inclusive") if len(self._steps) > 1 else None
         pick = lambda percent: cuts[percent - 1] if cuts else self._steps[0]
         return {

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -155,6 +156,24 @@ def test_too_many_refused_updates_stop_the_run():
     assert max(memory.kept) == 20
     with pytest.raises(NonFinite, match="there are no checkpoints"):
         go(20, devices(2), Pipeline(poison=range(5, 20)), nonfinite_limit=4)
+
+
+def test_rates_are_the_device_s_however_short_the_log_interval(tmp_path):
+    """Steps of 20 ms on the device, five an interval, eight in flight: dispatching them takes no time at all."""
+
+    def slow(params, batch, keys, ctx):
+        value, metrics = loss(params, batch, keys, ctx)
+        kind = jax.ShapeDtypeStruct((), np.float32)
+        wait = lambda x: (time.sleep(0.02), np.float32(0))[1]
+        return value + jax.pure_callback(wait, kind, jax.lax.stop_gradient(batch["x0"])), metrics
+
+    begun = time.perf_counter()
+    train({"net": player(loss=slow)}, init, Pipeline(), steps=20, mesh=devices(1), log_every=5, workdir=tmp_path)
+    took = time.perf_counter() - begun
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [r["steps_per_second"] for r in rows if "loss" in r]
+    assert len(rates) == 4 and max(rates) < 50
+    assert 5 / rates[1] + 5 / rates[2] + 5 / rates[3] < took
 
 
 def test_callbacks_see_the_state_and_their_numbers_are_written(tmp_path):
