@@ -12,9 +12,9 @@ from jaxdiff.train.metrics import JsonlWriter, MetricLog, NonFinite, TensorBoard
 from jaxdiff.train.optimiser import OPTIMISERS, SCHEDULES, optimiser, schedule
 from jaxdiff.train.preempt import Preemption
 from jaxdiff.train.progress import Progress
-from jaxdiff.train.sharding import leaf_spec, sharding_table, tree_specs
+from jaxdiff.train.sharding import TENSOR_RULES, leaf_spec, parse_rules, sharding_table, tree_specs
 from jaxdiff.train.state import TrainState, abstract_state, create_state, state_shardings
-from jaxdiff.train.step import Game, Player, Step, example_keys, make_step
+from jaxdiff.train.step import Game, Player, Step, count_flops, example_keys, make_step
 
 __all__ = [
     "Average",
@@ -31,6 +31,7 @@ __all__ = [
     "Progress",
     "SCHEDULES",
     "Step",
+    "TENSOR_RULES",
     "TensorBoardWriter",
     "TrainState",
     "WandbWriter",
@@ -38,6 +39,7 @@ __all__ = [
     "abstract_state",
     "averages",
     "batch_sharding",
+    "count_flops",
     "create_state",
     "decay",
     "example_keys",
@@ -45,6 +47,7 @@ __all__ = [
     "make_mesh",
     "make_step",
     "optimiser",
+    "parse_rules",
     "posthoc_weights",
     "power",
     "put_batch",

@@ -86,7 +86,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list:
     read = lambda v: v.val if isinstance(v, Literal) else values[v]
     for equation in jaxpr.eqns:
         name, given = equation.primitive.name, [read(v) for v in equation.invars]
-        inner = next(_inner(equation.params), None)
+        inner: Any = next(_inner(equation.params), None)
         if name in REMAT or name in ("jit", "pjit", "closed_call"):
             out = _run(_open(inner), getattr(inner, "consts", ()), given)
         else:

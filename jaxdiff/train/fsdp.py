@@ -122,7 +122,7 @@ def gather(blocks: Sequence[Block], pieces: Any) -> Any:
     for block in blocks:
         for k, x in zip(block.leaves, gather_block(block, [leaves[k] for k in block.leaves]), strict=True):
             leaves[k] = x
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def value_and_grad(loss: Callable, blocks: Sequence[Block]) -> Callable:
@@ -141,7 +141,7 @@ def value_and_grad(loss: Callable, blocks: Sequence[Block]) -> Callable:
         # a second gather that did not wait for the loss would be merged with the first
         waited, _ = jax.lax.optimization_barrier((pieces, value))
         fresh = jax.tree.leaves(gather(again, waited))
-        pullback = treedef.unflatten([fresh[known[id(x)]] if id(x) in known else x for x in kept])
+        pullback = jax.tree.unflatten(treedef, [fresh[known[id(x)]] if id(x) in known else x for x in kept])
         (grads,) = pullback(jnp.ones_like(value))
         return (value, metrics), grads
 
@@ -158,7 +158,7 @@ def mean(blocks: Sequence[Block], grads: Any) -> Any:
         rest -= set(block.leaves)
     for k, x in zip(sorted(rest), jax.lax.pmean([leaves[k] for k in sorted(rest)], BATCH_AXES), strict=True):
         leaves[k] = x
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def pieces_spec(layout: Any) -> Any:

@@ -48,7 +48,7 @@ def arrange(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> np.nda
 
 def _slices(devices: Sequence[Any]) -> tuple[list[int], str]:
     """The slice of each device, and what a slice is: processes stand in where devices report none, or only one."""
-    reported = [getattr(device, "slice_index", None) for device in devices]
+    reported: list[Any] = [getattr(device, "slice_index", None) for device in devices]
     if None in reported or len(set(reported)) == 1:
         return [device.process_index for device in devices], "processes"
     return reported, "slices"

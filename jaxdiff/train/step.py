@@ -8,10 +8,10 @@ Per player, in the game's order::
 
 and everything of that player stays bitwise as it was when its loss or gradient norm is not finite.
 
-The global mean is taken one of two ways. When every device holds the parameters whole, the gradient runs
+The global mean is taken one of three ways. When every device holds the parameters whole, the gradient runs
 inside ``shard_map``: microbatches are accumulated locally and ONE all-reduce follows the scan. When
 parameters are split over ``fsdp`` or ``tensor``, plain jit with sharding constraints lets the compiler
-place the collectives.
+place the collectives, or ``jaxdiff.train.fsdp`` writes out those over ``fsdp``, again with one reduction after the scan.
 """
 
 import dataclasses
@@ -308,7 +308,8 @@ def make_step(
         compute_dtype: dtype in which losses see parameters (their own, the players', averages, teacher), such
             as ``jnp.bfloat16``; cast once per step. Master parameters, moments and averages are not touched.
         parallel: "shard_map" (losses see each device's examples only), "jit" (losses see the global batch:
-            needed by losses that couple examples across it), or "auto": shard_map if nothing is split.
+            needed by losses that couple examples across it), "fsdp" (as shard_map, of parameters split over fsdp; see
+            ``jaxdiff.train.fsdp``), or "auto": shard_map if nothing is split, jit if anything is.
         stats_every: measure norms at every so many steps; 0 is never.
         teacher: frozen pytree given to losses as ``ctx.teacher``.
         extra: frozen pytree given to losses as ``ctx.extra``.
