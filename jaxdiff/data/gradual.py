@@ -15,6 +15,7 @@ from jaxdiff.data.dataset import Dataset, Records
 
 __all__ = ["Gradual", "gradual"]
 
+_QUIET = 8  # reads before the background thread starts: the first step should have the processor to itself
 _CHUNK = 256  # examples decoded at a time; what is in hand is finished before the interpreter exits
 
 
@@ -30,7 +31,7 @@ class Gradual:
         self._done = np.zeros(len(records), bool)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._starting, self._reads = threading.Lock(), 0
 
     def __len__(self) -> int:
         return len(self._done)
@@ -41,7 +42,7 @@ class Gradual:
         return int(self._done.sum())
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the examples at ``rows``, copied; the first call starts the background thread."""
+        """Return the examples at ``rows``, copied; after some calls the background thread starts."""
         rows = np.asarray(rows)
         missing = np.unique(rows[~self._done[rows]])
         for start in range(0, len(missing), _CHUNK):
@@ -51,7 +52,8 @@ class Gradual:
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is not None:
+            self._reads += 1
+            if self._thread is not None or self._reads < _QUIET:
                 return
             arguments = (self._records, self._arrays, self._done, self._stop)  # not self: it may be collected
             self._thread = threading.Thread(target=_rest, args=arguments, name="jaxdiff-decode", daemon=True)

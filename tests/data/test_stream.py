@@ -89,6 +89,8 @@ def test_gradual_gives_a_batch_before_all_is_decoded():
     assert all(np.array_equal(v, ram.records.read(rows)[k]) for k, v in filling.records.read(rows).items())
     assert filling.records.decoded == 3 and slow.log[1].tolist() == [3, 700, 1999]
     slow.gate.set()
+    for _ in range(10):
+        filling.records.read(rows)
     deadline = time.monotonic() + 20
     while filling.records.decoded < 2000 and time.monotonic() < deadline:
         time.sleep(0.01)
