@@ -11,11 +11,10 @@ from jaxdiff.guidance.interval import autoguidance, interval
 from jaxdiff.guidance.mix import Mix, Schedule, Window, linear_mix, mix_predictions
 from jaxdiff.guidance.nested import Nested, nested
 from jaxdiff.guidance.switch import Switch, stitch, switch
-from jaxdiff.guidance.threshold import Bounded, clip, threshold
+from jaxdiff.guidance.threshold import clip, threshold
 from jaxdiff.guidance.time_shift import TimeShift, time_shift
 
 __all__ = [
-    "Bounded",
     "Cfg",
     "Compose",
     "Constrained",

@@ -6,19 +6,22 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff import prediction
 from jaxdiff.guidance.mix import ask, tabulated
-from jaxdiff.guidance.threshold import check_noise, replace_data
-from jaxdiff.prediction import Query, evaluate, lift
+from jaxdiff.prediction import Prediction, Query, evaluate, lift
+from jaxdiff.process.coefficients import expand
 
 __all__ = ["Constrained", "constrain"]
+
+NOISES = ("consistent", "kept")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constrained:
-    """``inner`` with its data estimate put on a constraint; build with :func:`constrain`."""
+    """``inner`` with its data estimate put on a constraint; build with :func:`constrain`, ``clip`` or ``threshold``."""
 
     inner: Any
     constraint: Any
@@ -40,7 +43,7 @@ class Constrained:
     def step(self, state: Any, x: Any, query: Query) -> tuple:
         """``(prediction, state)``: one evaluation of the inner denoiser."""
         told, state = evaluate(self.inner, state, x, query)
-        return replace_data(told, self.constraint(told.data), self.noise, query), state
+        return _replace_data(told, self.constraint(told.data), self.noise, query), state
 
     def tabulate(self, query: Query) -> Any:
         """The inner denoiser's own view of the query; None if it has none."""
@@ -51,6 +54,15 @@ class Constrained:
         return dataclasses.replace(self, inner=prediction.condition(self.inner, cond))
 
 
+def _replace_data(told: Prediction, data: Any, noise: str, query: Query) -> Prediction:
+    """The pair with other data; its noise "kept", or moved so that ``alpha x0 + sigma eps`` is unchanged ("consistent")."""
+    if noise == "kept":
+        return Prediction(data, told.noise)
+    alpha, sigma = expand(query.alpha, data), expand(query.sigma, data)
+    change = jnp.where(sigma > 0, alpha / jnp.where(sigma > 0, sigma, 1), 0) * (told.data - data)
+    return Prediction(data, told.noise + change)
+
+
 def constrain(d: Any, constraint: Any, *, noise: str = "consistent") -> Constrained:
     """``d`` with ``x0_hat`` put on ``constraint``: one of ``solver.affine``, ``box``, ``known``, or any function x -> x.
 
@@ -59,7 +71,8 @@ def constrain(d: Any, constraint: Any, *, noise: str = "consistent") -> Constrai
     ``A x = b``, whatever its steps. "kept" leaves it, the published choice for ddim(eta): solvers whose rows store noise
     do not end on the constraint then. Raises ValueError for another name.
     """
-    check_noise(noise)
+    if noise not in NOISES:
+        raise ValueError(f"noise: {noise!r} given; allowed: {', '.join(NOISES)}")
     if not callable(constraint):
         raise ValueError(f"constraint: {constraint!r} given; need a function x -> x, as of solver.affine()")
     leaf = jax.tree_util.all_leaves([constraint])
