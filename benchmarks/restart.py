@@ -140,7 +140,9 @@ def input_wait(train: list, workdir: pathlib.Path, until: int) -> dict:
     )  # fmt: skip
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     shares = [row["input_wait_fraction"] for row in rows if row["step"] > 6 and "input_wait_fraction" in row]
-    step = statistics.median(row["step_seconds_p50"] for row in rows if row["step"] > 6 and "step_seconds_p50" in row)
+    step = statistics.median(
+        1 / row["steps_per_second"] for row in rows if row["step"] > 6 and "steps_per_second" in row
+    )
     count = {"intervals_of_10_steps": len(shares), "step_s": step}
     return {"median": statistics.median(shares), "largest": max(shares), **count}
 
