@@ -15,31 +15,13 @@ import numpy as np
 import orbax.checkpoint._src.path.gcs_utils as gcs_utils
 import orbax.checkpoint._src.serialization.tensorstore_utils as tensorstore_utils
 import pytest
+import tiny_run
 from etils.epath import backend, gpath
 
 from jaxdiff import cli
 from jaxdiff.train.checkpoint import Checkpointer
 
-CONFIG = """
-from jaxdiff.config import default
-
-def get_config():
-    config = default()
-    config.data.name = "toy2d:two_moons"
-    config.data.batch_size = 32
-    config.network.name = "mlp"
-    config.network.width = 16
-    config.network.depth = 1
-    config.optimiser.warmup = 5
-    config.train.steps = 40
-    config.train.save_every = 10
-    config.train.log_every = 10
-    config.train.tensorboard = False
-    config.solver.name = "euler"
-    config.solver.steps = 4
-    config.sample.num = 16
-    return config
-"""
+CONFIG = tiny_run.config(steps=40, save_every=10, extra="config.sample.num = 16")
 
 
 class Bucket(backend._OsPathBackend):
@@ -55,7 +37,9 @@ class Bucket(backend._OsPathBackend):
         return str(self.root / text.removeprefix("gs://"))
 
     def glob(self, path):
-        return ["gs://" + str(pathlib.Path(p).relative_to(self.root)) for p in backend.os_backend.glob(self.local(path))]
+        return [
+            "gs://" + str(pathlib.Path(p).relative_to(self.root)) for p in backend.os_backend.glob(self.local(path))
+        ]
 
 
 def _translated(name, count):

@@ -11,6 +11,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import tiny_run
 
 from jaxdiff import cli
 from jaxdiff.train.checkpoint import Checkpointer
@@ -18,25 +19,7 @@ from jaxdiff.train.checkpoint_files import seal
 from jaxdiff.train.checkpoint_read import FORMAT
 from jaxdiff.train.lock import WorkdirLock
 
-CONFIG = """
-from jaxdiff.config import default
-
-def get_config():
-    config = default()
-    config.data.name = "toy2d:two_moons"
-    config.data.batch_size = 32
-    config.network.name = "mlp"
-    config.network.width = 16
-    config.network.depth = 1
-    config.optimiser.warmup = 5
-    config.train.steps = 100
-    config.train.save_every = 25
-    config.train.log_every = 10
-    config.train.tensorboard = False
-    config.solver.name = "euler"
-    config.solver.steps = 4
-    return config
-"""
+CONFIG = tiny_run.config()
 
 # a real SIGKILL, at a step of our choosing
 DIE = """

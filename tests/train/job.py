@@ -9,30 +9,13 @@ import sys
 
 import jax
 import numpy as np
+import tiny_run
 
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.checkpoint_files import read_record
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONFIG = """
-from jaxdiff.config import default
-
-def get_config():
-    config = default()
-    config.data.name = "toy2d:two_moons"
-    config.data.batch_size = 32
-    config.network.name = "mlp"
-    config.network.width = 16
-    config.network.depth = 1
-    config.optimiser.warmup = 5
-    config.train.steps = 100
-    config.train.save_every = 25
-    config.train.log_every = 10
-    config.train.tensorboard = False
-    config.solver.name = "euler"
-    config.solver.steps = 4
-    return config
-"""
+CONFIG = tiny_run.config()
 
 
 def free_port():
