@@ -22,6 +22,7 @@ from jaxdiff.data import pipeline
 from jaxdiff.eval import image_grid, loss_curves, toy_panels
 from jaxdiff.train import distributed
 from jaxdiff.train.checkpoint import Checkpointer
+from jaxdiff.train.checkpoint_errors import hush_abandoned
 from jaxdiff.train.config_diff import check_same_config
 from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
@@ -87,6 +88,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
     profile = steps_to_trace(config.train.profile)
     if config.train.wandb:
         load_wandb(config.train.wandb)  # a missing package must be known before anything is written
+    hush_abandoned()
     distributed.initialise()
     source = assemble.dataset(config, config.data.split)
     made = assemble.setup(config, source)

@@ -1,6 +1,7 @@
 """What can be wrong with a checkpoint, and how it is said in one line."""
 
 import errno
+import functools
 import gc
 import logging
 import os
@@ -8,12 +9,14 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 __all__ = [
     "CheckpointError",
     "Damaged",
     "DamagedStep",
     "collect_quietly",
+    "hush_abandoned",
     "one_line",
     "says_nothing_about_the_files",
     "system_reason",
@@ -75,6 +78,27 @@ def collect_quietly() -> None:
     finally:
         log.setLevel(level)
         sys.unraisablehook = hook
+
+
+@functools.cache
+def hush_abandoned() -> None:
+    """For a process of our own (a command): never show what orbax's abandoned transfers say of themselves.
+
+    :func:`collect_quietly` meets only those that are over when it is called; the others speak from threads of
+    tensorstore, before or after the one line that says what happened, until the process ends.
+    """
+    closed = "Event loop is closed"
+
+    def worth_telling(record: logging.LogRecord) -> bool:
+        said = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
+        return not ("was never retrieved" in said and ("orbax" in said or "OCDBT" in said))
+
+    def hook(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == closed):
+            told(unraisable)
+
+    told, sys.unraisablehook = sys.unraisablehook, hook
+    logging.getLogger("asyncio").addFilter(worth_telling)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
