@@ -65,7 +65,7 @@ def _ott_plan(cost: jax.Array, epsilon: Any, iterations: int) -> jax.Array:
 
     problem = geometry.Geometry(cost_matrix=cost, epsilon=epsilon)
     # its own threshold of 1e-3 stops with columns half a per cent off, where sinkhorn_plan would go on
-    out = linear.solve(problem, max_iterations=iterations, threshold=1e-5)
+    out: Any = linear.solve(problem, max_iterations=iterations, threshold=1e-5)  # full rank, so with potentials
     return (out.f[:, None] + out.g[None] - cost) / epsilon  # the matrix itself underflows where epsilon is small
 
 
