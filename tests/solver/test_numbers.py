@@ -57,7 +57,9 @@ def test_float32_is_close_to_float64(path):
 def all_finite(path, names):
     """Makers at lengths, ``(name, steps)`` each, as one stack."""
     p = PROCESSES[path]
-    grids = list(grid.GRIDS.values())
+    # a chain of 1,000 training steps has fewer up to a t_max below 1
+    fits = lambda name: name != "discrete" or max(steps for _, steps in names) <= 1000 * p.t_max
+    grids = [make for name, make in grid.GRIDS.items() if fits(name)]
     # every grid in turn, differently for every solver
     tables = [MAKERS[name](p, grids[(7 * i + steps) % len(grids)](p, steps)) for i, (name, steps) in enumerate(names)]
     x = jnp.array([[-3.0], [0.0], [0.4]]) * float(tables[0].blocks.start_scale)
