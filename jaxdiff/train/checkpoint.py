@@ -215,6 +215,7 @@ class Checkpointer:
                 "meta": dict(meta),
             }
         )
+        self._keep.check(payload["metrics"], step)
         self._writer = self._writer or files.make_writer()
         self._worker = self._worker or concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         try:

@@ -1,14 +1,18 @@
 """Which checkpoints stay: the newest, every so many steps, the best by a metric."""
 
 import dataclasses
+import difflib
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from jaxdiff.train.checkpoint_read import open_record
 
 __all__ = ["Retention"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,16 @@ class Retention:
                 raise ValueError(f"checkpoint.{name}={value!r}: allowed are integers >= 1, or None")
         if self.mode not in ("min", "max"):
             raise ValueError(f"checkpoint.best_mode={self.mode!r}: allowed are 'min' and 'max'")
+
+    def check(self, metrics: Mapping[str, float] | None, step: int) -> None:
+        """Warn when a checkpoint that has metrics lacks the one to keep the best by: it can never be the best."""
+        if self.metric and metrics and self.metric not in metrics:
+            near = difflib.get_close_matches(self.metric, metrics, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            _log.warning(
+                "best_metric: %r is not a metric of checkpoint %d%s; there are %s",
+                *(self.metric, step, hint, ", ".join(sorted(metrics))),
+            )
 
     def best(self, directory: epath.Path, steps: Sequence[int]) -> int | None:
         """The step with the best value of the metric among those there are, the later of two equals, or None."""

@@ -203,6 +203,15 @@ def test_retention(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".deleting")]
 
 
+def test_a_best_metric_that_checkpoints_lack_is_said(tmp_path, caplog):
+    with Checkpointer(tmp_path, keep_last=1, best_metric="los") as saver:
+        saver.save(1, {"w": jnp.ones(3)}, meta={})
+        assert not caplog.records  # no metrics yet
+        saver.save(2, {"w": jnp.ones(3)}, meta={"metrics": {"loss": 0.5}})
+        saver.wait()
+    assert "best_metric: 'los' is not a metric of checkpoint 2; did you mean 'loss'?; there are loss" in caplog.text
+
+
 def test_retention_never_deletes_the_last_that_verifies(tmp_path, caplog):
     with Checkpointer(tmp_path, keep_last=1) as saver:
         saver.save(1, {"w": jnp.arange(64.0)}, meta={})
