@@ -106,7 +106,7 @@ def export_sampler(
         table, d = rebuild(given)
         if label:
             d = prediction.condition(d, label[0])
-        begin, go = executor._compiled((index.shape[0], *shape), None, (), "float32")
+        begin, go = executor.programs((index.shape[0], *shape), None, (), "float32")
         x, index = begin(table, key, index, None)
         return go(table, d, x, key, index, None)
 

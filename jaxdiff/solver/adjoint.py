@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff import prediction
-from jaxdiff.solver.executor import _query, advance, begin, rows_of
-from jaxdiff.solver.streams import check_key, row_keys, sample_indices
-from jaxdiff.solver.table import Table, blocks_of, device
+from jaxdiff.solver.executor import advance, begin, rows_for
+from jaxdiff.solver.streams import sample_indices
+from jaxdiff.solver.table import Table, device
 
 __all__ = ["checkpointed"]
 
@@ -40,17 +39,9 @@ def checkpointed(
     segments = max(1, math.isqrt(K)) if segments is None else segments
     if not 1 <= segments <= K:
         raise ValueError(f"segments: {segments} given; need 1..{K}, the rows of the table")
+    rows = jax.tree.map(jnp.asarray, rows_for(table, d, key, hooks))
     if key is not None:
-        check_key(key)
         index = sample_indices(index, jax.tree.leaves(x)[0].shape[0])
-    elif any(b.stochastic for b in blocks_of(table)) and (hooks is None or hooks.noise is None):
-        raise ValueError("key: missing; this table draws noise, give a typed key (jax.random.key(seed))")
-    rows = rows_of(table, key)
-    if key is not None and hooks is not None and rows.key is None:
-        rows = dataclasses.replace(rows, key=row_keys(key, K))
-    if hasattr(d, "tabulate") and (hooks is None or hooks.retime is None):
-        rows = dataclasses.replace(rows, form=d.tabulate(_query(rows, rows.tau)))
-    rows = jax.tree.map(jnp.asarray, rows)
 
     @jax.checkpoint
     def step(state: Any, row: Any) -> tuple:

@@ -21,7 +21,21 @@ from jaxdiff.process.coefficients import expand
 from jaxdiff.solver.streams import check_key, churn_key, row_keys, sample_indices, sample_keys
 from jaxdiff.solver.table import Table, blocks_of, device, is_block
 
-__all__ = ["Hooks", "Row", "State", "advance", "begin", "hooks", "rows_of", "run", "sample"]
+__all__ = [
+    "Hooks",
+    "Row",
+    "State",
+    "advance",
+    "begin",
+    "draw_noise",
+    "hooks",
+    "programs",
+    "query",
+    "rows_for",
+    "rows_of",
+    "run",
+    "sample",
+]
 
 RECORDS = ("states", "predictions")
 
@@ -104,8 +118,29 @@ def rows_of(table: Table, key: jax.Array | None = None) -> Row:
     )
 
 
-def _draw(table: Table, keys: Any, x: Any) -> Any:
-    """Unit noise of each block's law in the shape of ``x``: one independent stream per sample and leaf."""
+def rows_for(table: Table, d: Any, key: jax.Array | None, hooks: Hooks | None) -> Row:
+    """:func:`rows_of` for one run: with keys wherever a hook is promised them and the denoiser's ``form`` of every row.
+
+    Raises ValueError for a key of another kind, and for a missing one where the table draws.
+    """
+    if key is not None:
+        check_key(key)
+    elif any(
+        block.start_noise is not None or (block.C is not None and (hooks is None or hooks.noise is None))
+        for block in blocks_of(table)
+    ):
+        raise ValueError("key: missing; this table draws noise, give a typed key (jax.random.key(seed))")
+    rows = rows_of(table, key)
+    if key is not None and hooks is not None and rows.key is None:  # hooks are promised keys on any table
+        rows = dataclasses.replace(rows, key=row_keys(key, table.rows))
+    if hasattr(d, "tabulate") and (hooks is None or hooks.retime is None):
+        rows = dataclasses.replace(rows, form=d.tabulate(query(rows, rows.tau)))
+    return rows
+
+
+def draw_noise(table: Table, keys: Any, x: Any) -> Any:
+    """Unit noise of each block's law in the shapes of ``x``, whose leaves start with the batch axis of ``keys`` (B,): one
+    independent stream per sample and leaf."""
     leaves, structure = jax.tree_util.tree_flatten(x)
     laws = _per_leaf(table, x, lambda block: block.law)
 
@@ -134,7 +169,7 @@ def begin(table: Table, d: Any, x: Any, key: Any = None, index: Any = None, hook
     table = device(table)
     blocks = blocks_of(table)
     if any(block.start_noise is not None for block in blocks):
-        noise = _draw(table, sample_keys(churn_key(key), index), x)
+        noise = draw_noise(table, sample_keys(churn_key(key), index), x)
         x = jax.tree_util.tree_map(
             lambda block, part, z: jax.tree_util.tree_map(
                 lambda a, b: a + (0 if block.start_noise is None else expand(block.start_noise, a)) * b, part, z
@@ -151,7 +186,7 @@ def begin(table: Table, d: Any, x: Any, key: Any = None, index: Any = None, hook
     return State((x,) * states, (zero,) * (records - 1), prediction.start(d, x), hook_state)
 
 
-def _query(row: Row, tau: Any) -> prediction.Query:
+def query(row: Row, tau: Any) -> prediction.Query:
     """What a row, or all rows at once, ask of the denoiser."""
     read = lambda name: jax.tree_util.tree_map(lambda b: getattr(b, name), row.blocks, is_leaf=_is_rows)
     return prediction.Query(tau, row.r, read("alpha"), read("sigma"), row.mode, row.form)
@@ -164,11 +199,11 @@ def advance(table: Table, d: Any, hook: Hooks | None, state: State, row: Row, in
     """
     y = state.y[0]
     tau = row.tau if hook is None or hook.retime is None else hook.retime(y, row)
-    predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, _query(row, tau))
+    predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, query(row, tau))
     keys = None if row.key is None else sample_keys(row.key, index)
     z = None
     if any(block.C is not None for block in blocks_of(table)):
-        z = _draw(table, keys, y) if hook is None or hook.noise is None else hook.noise(keys, row, y)
+        z = draw_noise(table, keys, y) if hook is None or hook.noise is None else hook.noise(keys, row, y)
     # every block sees its own part of each tree
     record = jax.tree_util.tree_map(_record, row.blocks, predicted, y, is_leaf=_is_rows)
     history = (record, *state.d)
@@ -263,25 +298,15 @@ def run(
     if unknown:
         raise ValueError(f"record: {unknown[0]!r} is unknown; allowed: {', '.join(RECORDS)}")
     table, d, x = device(table), prediction.lift(d), jax.tree_util.tree_map(jnp.asarray, x)
+    rows = rows_for(table, d, key, hooks)
     if key is not None:
-        check_key(key)
         index = sample_indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
-    elif any(
-        block.start_noise is not None or (block.C is not None and (hooks is None or hooks.noise is None))
-        for block in blocks_of(table)
-    ):
-        raise ValueError("key: missing; this table draws noise, give a typed key (jax.random.key(seed))")
 
     def step(state: State, row: Row) -> tuple[State, dict]:
         state, predicted = advance(table, d, hooks, state, row, index)
         kept = {"states": state.y[0], "predictions": predicted}
         return state, {name: kept[name] for name in record}
 
-    rows = rows_of(table, key)
-    if key is not None and hooks is not None and rows.key is None:  # hooks are promised keys on any table
-        rows = dataclasses.replace(rows, key=row_keys(key, table.rows))
-    if hasattr(d, "tabulate") and (hooks is None or hooks.retime is None):
-        rows = dataclasses.replace(rows, form=d.tabulate(_query(rows, rows.tau)))
     state, history = jax.lax.scan(step, begin(table, d, x, key, index, hooks), rows)
     return (state.y[0], history) if record else state.y[0]
 
@@ -324,7 +349,7 @@ def sample(
         index = np.uint32(index)
     shape = _shape(shape) if isinstance(shape, tuple) else _tree_shape(shape)
     kind = "float32" if dtype is jnp.float32 else jnp.dtype(dtype).name
-    draw, go = _compiled(shape, sharding, tuple(record), kind)
+    draw, go = programs(shape, sharding, tuple(record), kind)
     table = device(table, hooks=hooks is not None)
     x, index = draw(table, key, index, init)
     return go(table, prediction.lift(d), x, key, index, hooks)
@@ -357,7 +382,7 @@ def _tree_shape(shape: Any) -> _Shapes:
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> tuple[Any, Any]:
+def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> tuple[Any, Any]:
     """``(draw, go)``: the jitted start and the jitted run of one shape.
 
     Two programs, because one is slower: XLA's CPU runtime spreads a program whose start and rows can be computed side by
@@ -388,7 +413,7 @@ def _compiled(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) ->
         index = sample_indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
         if sharding is not None:
             index = jax.lax.with_sharding_constraint(index, sharding)
-        z = _draw(table, sample_keys(key, index), x)
+        z = draw_noise(table, sample_keys(key, index), x)
         scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.alpha[0])))
 
         def place(n: Any, clean: Any) -> Any:

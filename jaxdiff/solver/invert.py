@@ -14,7 +14,7 @@ from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 from jaxdiff.solver.adaptive import stateless, tell
 from jaxdiff.solver.build import NOISE, Rows
-from jaxdiff.solver.executor import Hooks, _draw, advance, begin, hooks, rows_of, run
+from jaxdiff.solver.executor import Hooks, advance, begin, draw_noise, hooks, rows_of, run
 from jaxdiff.solver.grid import as_grid
 from jaxdiff.solver.kernel import row_mean
 from jaxdiff.solver.learn import one_block
@@ -125,13 +125,14 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
     if getattr(block, "C", None) is None or block.start_noise is not None:
         raise ValueError("table: encode_noise() needs one that draws noise in its rows (ddim(eta=1), ancestral, ...)")
     index = sample_indices(index, x0.shape[0])
-    start = expand(block.alpha[0], x0) * x0 + expand(block.sigma[0], x0) * _draw(table, sample_keys(key, index), x0)
+    fresh = draw_noise(table, sample_keys(key, index), x0)
+    start = expand(block.alpha[0], x0) * x0 + expand(block.sigma[0], x0) * fresh
     later = (block.alpha[1:], block.sigma[1:])
 
     def step(state: Any, xs: tuple) -> tuple:
         row, (alpha, sigma) = xs
         y, C = state.y[0], row.blocks.C
-        n = _draw(table, sample_keys(row.key, index), y)
+        n = draw_noise(table, sample_keys(row.key, index), y)
         eps = (y - row.blocks.alpha * x0) / row.blocks.sigma
         to = alpha * x0 + jnp.sqrt(jnp.maximum(sigma**2 - C**2, 0)) * eps + C * n
         mean = row_mean(table, d, state, row)
