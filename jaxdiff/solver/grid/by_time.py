@@ -1,0 +1,118 @@
+"""Grids whose times are a function of ``i/N``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxdiff.process.process import Process
+from jaxdiff.solver.grid.point import Grid, at_times, check_positive, down_to_data, whole_steps
+
+__all__ = ["beta", "cosine", "cosmap", "discrete", "dynamic_shift", "power", "quadratic", "shift", "uniform"]
+
+
+def _warp(process: Process, steps: int, t_min: float, map_unit: Callable) -> Grid:
+    """Grid at ``t_min + (t_max - t_min) f(u)``, u from 1 to 0; a clean point is appended where the path needs one."""
+    steps = whole_steps(steps)
+    if not 0 <= t_min < process.t_max:
+        raise ValueError(f"t_min: {t_min} given; need 0 <= t_min < t_max = {process.t_max}")
+    append = process.path.appends_clean and t_min == 0
+    count = steps if append else steps + 1
+    u = np.linspace(1.0, 0.0, count) if count > 1 else np.ones(1)
+    times = t_min + (process.t_max - t_min) * map_unit(u)
+    return down_to_data(process, times) if append else at_times(process, times)
+
+
+def uniform(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
+    """``t_i = t_max + (i/N)(t_min - t_max)``."""
+    return _warp(process, steps, t_min, lambda u: u)
+
+
+def power(process: Process, steps: int, *, exponent: float = 2.0, t_min: float = 0.0) -> Grid:
+    """``t_i = t_min + (t_max - t_min)(1 - i/N)^exponent``; exponent 2 is DDIM's and DEIS's quadratic grid."""
+    check_positive("exponent", exponent)
+    return _warp(process, steps, t_min, lambda u: u**exponent)
+
+
+def quadratic(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
+    """:func:`power` with exponent 2."""
+    return power(process, steps, exponent=2.0, t_min=t_min)
+
+
+def cosine(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
+    """``t_i = t_min + (t_max - t_min)(1 + cos(pi i/N))/2``: dense at both ends."""
+    return _warp(process, steps, t_min, lambda u: (1 - np.cos(np.pi * u)) / 2)
+
+
+def cosmap(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
+    """``t = 1 - 1/(tan(pi u/2) + 1)``, u linear from 1 to 0 (2403.03206); on the linear path the cosine path's levels."""
+    return _warp(
+        process, steps, t_min, lambda u: np.sin(np.pi * u / 2) / (np.sin(np.pi * u / 2) + np.sin(np.pi * (1 - u) / 2))
+    )
+
+
+def shift(process: Process, steps: int, *, factor: float = 3.0, t_min: float = 0.0) -> Grid:
+    """``t' = s t/(1 + (s-1) t)`` of the uniform grid (SD3); on the linear path ``lam' = lam - log s``."""
+    check_positive("factor", factor)
+    return _warp(process, steps, t_min, lambda u: factor * u / (1 + (factor - 1) * u))
+
+
+def dynamic_shift(
+    process: Process,
+    steps: int,
+    *,
+    tokens: float = 1024,
+    low: tuple[float, float] = (256, 0.5),
+    high: tuple[float, float] = (4096, 1.15),
+    t_min: float = 0.0,
+) -> Grid:
+    """:func:`shift` by ``e^mu``, mu linear in the number of image ``tokens`` between ``low`` and ``high`` (tokens, mu)."""
+    slope = (high[1] - low[1]) / (high[0] - low[0])
+    return shift(process, steps, factor=float(np.exp(low[1] + slope * (tokens - low[0]))), t_min=t_min)
+
+
+def beta(process: Process, steps: int, *, a: float = 0.6, b: float = 0.6, t_min: float = 0.0) -> Grid:
+    """``t_i = t_min + (t_max - t_min) F^-1(1 - i/N)``, F the Beta(a, b) distribution function (2407.12173 [109]).
+
+    a = b = 1 is :func:`uniform`, a = b = 1/2 is :func:`cosine`.
+    """
+    from scipy.special import betaincinv
+
+    check_positive("a", a)
+    check_positive("b", b)
+    return _warp(process, steps, t_min, lambda u: betaincinv(a, b, u))
+
+
+def discrete(
+    process: Process,
+    steps: int,
+    *,
+    spacing: str = "trailing",
+    offset: int = 0,
+    train_steps: int | None = None,
+) -> Grid:
+    """Times of a chain of T training steps, index k being time ``(k + 1)/T``, then t = 0.
+
+    ``spacing``: "leading" ``k T//N + offset`` (never starts at pure noise), "linspace" (rounded, both ends included),
+    "trailing" ``round(T - i T/N) - 1``. ``train_steps``: T; the process's own for ddpm, else 1000. Raises ValueError
+    when N > T or the offset leaves the chain. With t_max < 1 the chain is the part of it up to t_max.
+    """
+    steps = whole_steps(steps)
+    if spacing not in ("leading", "linspace", "trailing"):
+        raise ValueError(f"spacing: {spacing!r} given; allowed: leading, linspace, trailing")
+    total = int(getattr(process.path, "steps", 1000) if train_steps is None else train_steps)
+    count = int(np.floor(total * process.t_max + 1e-9))
+    if steps > count:
+        raise ValueError(f"steps: {steps} given; a chain of {count} training steps has no more than {count}")
+    if spacing == "leading":
+        index = np.arange(steps, dtype=np.float64)[::-1] * (count // steps) + offset
+    elif spacing == "linspace":
+        index = np.round(np.linspace(0, count - 1, steps))[::-1] if steps > 1 else np.array([count - 1])
+    else:
+        index = np.round(count - np.arange(steps) * count / steps) - 1
+    if offset and spacing != "leading":
+        raise ValueError(f"offset: {offset} given; only spacing='leading' has one")
+    if index[0] >= count or index[-1] < 0:
+        raise ValueError(f"offset: {offset} given; indices would leave 0..{count - 1}")
+    return down_to_data(process, (index + 1.0) / total)
