@@ -9,10 +9,8 @@ slope of the RMS error over the last two. Multistep methods start from exact sta
 caps any of them at 2.
 """
 
-import argparse
 import functools
 import pathlib
-import sys
 
 import numpy as np
 
@@ -151,26 +149,7 @@ published formulas whose order is lower than their name; the defaults are the co
 """
 
 
-def page(rows):
-    """The Markdown page."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in [HEAD, ["---"] * len(HEAD), *rows]]
-    return TEXT + "\n".join(lines) + "\n"
-
-
-def main():
-    """Measure all and write, or compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with the page instead of writing it")
-    check = parser.parse_args().check
-    rows = [measure(name) for name in CASES]
-    text = page(rows)
-    if not check:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(text)
-        print(f"wrote {PAGE}: {len(rows)} solvers")
-    elif PAGE.read_text() != text:
-        sys.exit(f"{PAGE} differs from what is measured; run without --check")
-
-
 if __name__ == "__main__":
-    main()
+    from page import main
+
+    main(__doc__, PAGE, TEXT, HEAD, CASES, measure)

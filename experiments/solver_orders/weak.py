@@ -1,9 +1,7 @@
 """Write docs/solver-weak-orders.md: every stochastic solver's weak order, measured on exact Gaussian data without sampling."""
 
-import argparse
 import functools
 import pathlib
-import sys
 
 import numpy as np
 
@@ -96,24 +94,7 @@ ER-SDE-3 keeps about 1 % of the first-order error in its sums. *(S, R)*: states 
 """
 
 
-def page(rows):
-    """The Markdown page."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in [HEAD, ["---"] * len(HEAD), *rows]]
-    return TEXT + "\n".join(lines) + "\n"
-
-
-def main():
-    """Measure all and write, or compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with the page instead of writing it")
-    check = parser.parse_args().check
-    text = page([measure(name) for name in CASES])
-    if not check:
-        PAGE.write_text(text)
-        print(f"wrote {PAGE}: {len(CASES)} solvers")
-    elif PAGE.read_text() != text:
-        sys.exit(f"{PAGE} differs from what is measured; run without --check")
-
-
 if __name__ == "__main__":
-    main()
+    from page import main
+
+    main(__doc__, PAGE, TEXT, HEAD, CASES, measure)
