@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,10 +48,11 @@ class DpmPair:
     h_init: Any
     t_err: Any
     t_min: Any
-    lam_last: Any
     order: int = dataclasses.field(metadata={"static": True})
     form: str = dataclasses.field(metadata={"static": True})
-    pure: bool = dataclasses.field(metadata={"static": True})
+    # filled in by the functions that build a pair
+    lam_last: Any = None
+    pure: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def start(self, d: Any, x: Any) -> DpmState:
         """The state at t_max. Where alpha is 0 there, one data-form jump to a first finite half log-SNR, whose error
@@ -164,40 +166,31 @@ def _rms(v: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(v.reshape(v.shape[0], -1) ** 2, 1))
 
 
-def _pair(
-    process: Process,
-    order: int,
-    atol: Any,
-    rtol: Any,
-    theta: Any,
-    growth: Any,
-    h_init: float,
-    t_err: float,
-    t_min: float | None,
-    form: str,
-) -> DpmPair:
-    name = f"dpm{order - 1}{order}()"
-    if form not in FORMS:
-        raise ValueError(f"form: {form!r} given; allowed: {', '.join(FORMS)}")
-    for field, value in {"atol": atol, "theta": theta, "h_init": h_init, "t_err": t_err}.items():
-        if not isinstance(value, jax.core.Tracer) and not (
-            np.all(np.asarray(value) > 0) and np.all(np.isfinite(value))
-        ):
-            raise ValueError(f"{field}: {value} given; {name} needs a number above 0")
-    if not isinstance(rtol, jax.core.Tracer) and not np.all(np.asarray(rtol) >= 0):
-        raise ValueError(f"rtol: {rtol} given; {name} needs a number of at least 0")
-    if not isinstance(theta, jax.core.Tracer) and not np.all(np.asarray(theta) < 1):
-        raise ValueError(f"theta: {theta} given; {name} needs 0 < theta < 1")
-    if not isinstance(growth, jax.core.Tracer) and not np.all(np.asarray(growth) > 1):
-        raise ValueError(f"growth: {growth} given; {name} needs a factor above 1")
-    t_min = float(process.path.interior()[0]) if t_min is None else t_min
+def _checked(pair: DpmPair) -> DpmPair:
+    """The pair once its numbers are checked, with what follows from them (``t_min`` None, ``lam_last``, ``pure``) filled in."""
+    name = f"dpm{pair.order - 1}{pair.order}()"
+    if pair.form not in FORMS:
+        raise ValueError(f"form: {pair.form!r} given; allowed: {', '.join(FORMS)}")
+    for field in ("atol", "theta", "h_init", "t_err"):
+        _need(pair, field, lambda v: (v > 0) & np.isfinite(v), f"{name} needs a number above 0")
+    _need(pair, "rtol", lambda v: v >= 0, f"{name} needs a number of at least 0")
+    _need(pair, "theta", lambda v: v < 1, f"{name} needs 0 < theta < 1")
+    _need(pair, "growth", lambda v: v > 1, f"{name} needs a factor above 1")
+    process = pair.process
+    t_min = float(process.path.interior()[0]) if pair.t_min is None else pair.t_min
     ends = process.coefficients(np.array([process.t_max, t_min]))
     alpha, sigma = np.asarray(ends.alpha, np.float64), np.asarray(ends.sigma, np.float64)
     if not 0 <= t_min < process.t_max or sigma[1] <= 0:
         raise ValueError(f"t_min: {t_min} given; need t_min < t_max = {process.t_max} where sigma is above 0")
-    return DpmPair(
-        process, atol, rtol, theta, growth, h_init, t_err, t_min, math.log(alpha[1] / sigma[1]), order, form, not alpha[0] > 0
-    )  # fmt: skip
+    lam_last = math.log(alpha[1] / sigma[1])
+    return dataclasses.replace(pair, t_min=t_min, lam_last=lam_last, pure=not alpha[0] > 0)
+
+
+def _need(pair: DpmPair, field: str, holds: Callable, message: str) -> None:
+    """Refuse a number of the pair, or an array of them, for which ``holds`` is not true; traced ones pass."""
+    value = getattr(pair, field)
+    if not isinstance(value, jax.core.Tracer) and not np.all(holds(np.asarray(value))):
+        raise ValueError(f"{field}: {value} given; {message}")
 
 
 def dpm12(
@@ -227,7 +220,7 @@ def dpm12(
     Run it with :func:`adaptive_dpm`, or write the loop: ``state = pair.start(d, x)``, ``pair.step(d, state)`` until
     ``pair.done(state)``, ``pair.finish(d, state)``.
     """
-    return _pair(process, 2, atol, rtol, theta, growth, h_init, t_err, t_min, form)
+    return _checked(DpmPair(process, atol, rtol, theta, growth, h_init, t_err, t_min, 2, form))
 
 
 def dpm23(
@@ -243,7 +236,7 @@ def dpm23(
     form: str = "noise",
 ) -> DpmPair:
     """DPM-Solver-23: orders 2 (r1 = 1/3) and 3 (r1, r2 = 1/3, 2/3) sharing two evaluations; see :func:`dpm12`."""
-    return _pair(process, 3, atol, rtol, theta, growth, h_init, t_err, t_min, form)
+    return _checked(DpmPair(process, atol, rtol, theta, growth, h_init, t_err, t_min, 3, form))
 
 
 def adaptive_dpm(pair: DpmPair, d: Any, x: Any, *, cond: Any = None, max_steps: int = 4096) -> Adapted:
