@@ -31,6 +31,7 @@ __all__ = [
     "Lifted",
     "Prediction",
     "Query",
+    "check_sigma_data",
     "check_target",
     "condition",
     "denoiser",
@@ -178,6 +179,12 @@ def check_target(target: str, process: Process | None = None) -> None:
             )
 
 
+def check_sigma_data(sigma_data: Any) -> None:
+    """Raise ValueError unless ``sigma_data`` is a finite standard deviation above 0 (or a jax array, not looked into)."""
+    if not isinstance(sigma_data, jax.Array) and not np.all((np.asarray(sigma_data) > 0) & np.isfinite(sigma_data)):
+        raise ValueError(f"sigma_data: {sigma_data} given; need a finite standard deviation above 0")
+
+
 def input_scale(target: str, alpha: Any, sigma: Any, sigma_data: Any) -> Any:
     """What the state is multiplied by on its way into the network: ``1/q`` for the edm target, None (one) else."""
     return 1 / jnp.sqrt(sigma * sigma + alpha * alpha * sigma_data * sigma_data) if target == "edm" else None
@@ -303,8 +310,7 @@ def denoiser(
         near = difflib.get_close_matches(str(clock), CLOCKS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"clock: {clock!r} is unknown; allowed: {', '.join(CLOCKS)}{hint}")
-    if not isinstance(sigma_data, jax.Array) and not np.all((np.asarray(sigma_data) > 0) & np.isfinite(sigma_data)):
-        raise ValueError(f"sigma_data: {sigma_data} given; need a finite standard deviation above 0")
+    check_sigma_data(sigma_data)
     # on the device once: numpy leaves would be transferred again at every call
     process, sigma_data = jax.tree_util.tree_map(jnp.asarray, (process, leaf(sigma_data)))
     return Denoiser(process, params, cond, sigma_data, as_apply(apply), target, clock, bool(two_time))

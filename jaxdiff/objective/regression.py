@@ -13,7 +13,7 @@ from jaxdiff.objective.context import Ctx
 from jaxdiff.objective.coupling import COUPLINGS
 from jaxdiff.objective.time import TIMES, iid, stratified
 from jaxdiff.objective.weighting import WEIGHTINGS, Weighting, target_weight
-from jaxdiff.prediction import CLOCKS, check_target, network_inputs, target_of
+from jaxdiff.prediction import CLOCKS, check_sigma_data, check_target, network_inputs, target_of
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 
@@ -33,9 +33,11 @@ def _choose(field: str, value: Any, table: Mapping[str, Callable]) -> Any:
     return table[value]()
 
 
-def _one_of(field: str, value: Any, allowed: tuple) -> None:
+def _one_of(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{field}: {value!r} given; allowed: {', '.join(map(str, allowed))}")
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{field}: {value!r} is unknown; allowed: {', '.join(allowed)}{hint}")
 
 
 def _field(batch: Mapping, name: str, why: str) -> Any:
@@ -113,6 +115,7 @@ def regression(
     from jaxdiff.network.apply import as_apply
 
     check_target(target, process)
+    check_sigma_data(sigma_data)
     clock = clock or ("log_sigma" if target == "edm" else "time")
     _one_of("clock", clock, CLOCKS)
     _one_of("draw", draw, DRAWS)
