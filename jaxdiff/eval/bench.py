@@ -299,7 +299,7 @@ def _time_alone(problem: Problem, cells: list[Cell], batch: int, scale: float | 
     return found
 
 
-COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise")
+COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise", "start_gain")
 
 
 def stack_arrays(stacks: Sequence[Table]) -> dict[str, np.ndarray]:

@@ -45,6 +45,11 @@ def _block(table: Table) -> AffineBlock:
     return dataclasses.replace(block, **{n: zero for n in ("p", "q", "C", "E") if getattr(block, n) is None})
 
 
+def _gain(block: AffineBlock) -> float:
+    """What churn before row 0 multiplies the start by."""
+    return 1.0 if block.start_gain is None else float(block.start_gain)
+
+
 def _propagate(block: AffineBlock, start: np.ndarray, records: Any) -> np.ndarray:
     """States after each row as vectors over a basis; ``records(k, y)`` gives row k's record vector."""
     A, B = np.asarray(block.A, np.float64), np.asarray(block.B, np.float64)
@@ -70,7 +75,7 @@ def unroll(table: Table, *, rows: bool = False) -> Dense:
     # basis: start, constant, x0_hat of each row, churn, fresh noise of each row
     size = 2 + K + 1 + K
     start = np.zeros(size)
-    start[0] = 1.0
+    start[0] = _gain(block)
     start[2 + K] = 0.0 if block.start_noise is None else float(block.start_noise)
 
     def records(k: int, y: np.ndarray) -> np.ndarray:
@@ -103,7 +108,7 @@ def check(table: Table) -> Check:
     start[0], start[2] = alpha[0], sigma[0]
     if block.start_noise is not None:  # alpha, sigma of row 0 are those after the churn
         start[3] = float(block.start_noise)
-        start[2] = float(block.start_scale)
+        start[2] = float(block.start_scale) * _gain(block)
     point = np.zeros(size)
     point[0] = 1.0
 

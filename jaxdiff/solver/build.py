@@ -35,7 +35,7 @@ class Rows:
     def __init__(self, process: Process, start: Point):
         self.process, self.start = process, start
         self.rows: list[_Row] = []
-        self.start_noise = 0.0
+        self.start_noise, self.start_gain = 0.0, 1.0
 
     def add(
         self,
@@ -77,6 +77,7 @@ class Rows:
             start_scale=np.float64(self.start.sigma) * np.ones(()),
             start_noise=np.float64(self.start_noise) * np.ones(()) if self.start_noise else None,
             law=self.process.noise,
+            start_gain=np.float64(self.start_gain) * np.ones(()) if self.start_gain != 1 else None,
         )
         return freeze(
             Table(

@@ -103,7 +103,13 @@ def rows_of(table: Table, key: jax.Array | None = None) -> Row:
 
     def block_rows(block: Any) -> Any:
         return dataclasses.replace(
-            block, alpha=block.alpha[:-1], sigma=block.sigma[:-1], start_scale=None, start_noise=None, law=None
+            block,
+            alpha=block.alpha[:-1],
+            sigma=block.sigma[:-1],
+            start_scale=None,
+            start_noise=None,
+            start_gain=None,
+            law=None,
         )
 
     return Row(
@@ -170,20 +176,22 @@ def begin(table: Table, d: Any, x: Any, key: Any = None, index: Any = None, hook
     blocks = blocks_of(table)
     if any(block.start_noise is not None for block in blocks):
         noise = draw_noise(table, sample_keys(churn_key(key), index), x)
-        x = jax.tree_util.tree_map(
-            lambda block, part, z: jax.tree_util.tree_map(
-                lambda a, b: a + (0 if block.start_noise is None else expand(block.start_noise, a)) * b, part, z
-            ),
-            table.blocks,
-            x,
-            noise,
-            is_leaf=is_block,
-        )
+        x = jax.tree_util.tree_map(_churn, table.blocks, x, noise, is_leaf=is_block)
     states = max(block.A.shape[1] for block in blocks)
     records = max(block.B.shape[1] for block in blocks)
     zero = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), x)
     hook_state = hook.start(x) if hook is not None and hook.start is not None else ()
     return State((x,) * states, (zero,) * (records - 1), prediction.start(d, x), hook_state)
+
+
+def _churn(block: Any, part: Any, noise: Any) -> Any:
+    """``start_gain x + start_noise z`` on every leaf of the block's part of the start."""
+    if block.start_noise is None:
+        return part
+    scaled = part
+    if block.start_gain is not None:
+        scaled = jax.tree_util.tree_map(lambda a: expand(block.start_gain, a) * a, part)
+    return jax.tree_util.tree_map(lambda a, z: a + expand(block.start_noise, a) * z, scaled, noise)
 
 
 def query(row: Row, tau: Any) -> prediction.Query:
@@ -414,7 +422,7 @@ def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> 
         if sharding is not None:
             index = jax.lax.with_sharding_constraint(index, sharding)
         z = draw_noise(table, sample_keys(key, index), x)
-        scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.alpha[0])))
+        scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.start[0])))
 
         def place(n: Any, clean: Any) -> Any:
             size, signal = next(scale)

@@ -11,7 +11,7 @@ from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA, require_path
 from jaxdiff.solver.exponential import check_choice, frame, jump, point_at
 from jaxdiff.solver.grid import Point, as_grid
-from jaxdiff.solver.rungekutta import added_noise, churned
+from jaxdiff.solver.rungekutta import added_noise, churned, start_churn
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Tape
 
@@ -82,7 +82,7 @@ def exp_rk(
         require_path(grid, f"exp_rk(tableau={tableau!r})", "points between the grid's (use 'etd2')")
     hats = [*churned(process, grid, "exp_rk", s_churn, s_min, s_max, s_noise), grid[len(grid)]]
     tape = Tape(process, grid[0])
-    tape.rows.start_noise = added_noise(grid[0], hats[0], s_noise)
+    start_churn(tape.rows, hats[0], s_noise)
     for i in range(len(grid)):
         at, to, base, after = hats[i], grid[i + 1], tape.state, hats[i + 1]
         # the end of the step in the scale of the noisier point that the next one starts from

@@ -124,7 +124,7 @@ def dpm2(
     require_path(grid, "dpm2", "points between the grid's (use dpm_solver(method='fast') or lms)")
     hats = [*churned(process, grid, "dpm2", s_churn, s_min, s_max, s_noise), grid[len(grid)]]
     tape = Tape(process, grid[0])
-    tape.rows.start_noise = added_noise(grid[0], hats[0], s_noise)
+    start_churn(tape.rows, hats[0], s_noise)
     for i in range(len(grid)):
         at, to, base, after = hats[i], grid[i + 1], tape.state, hats[i + 1]
         # the end of the step in the scale of the noisier point that the next one starts from
@@ -157,11 +157,11 @@ def edm(
 
     Before step i, noise is raised to ``rho_hat = rho (1 + gamma)``, ``gamma = min(s_churn/N, sqrt(2) - 1)`` if
     ``s_min <= rho <= s_max``, by adding ``s_noise sqrt(rho_hat^2 - rho^2) z``. N is the number of steps. Noise added before an
-    evaluation is the C of the row before it; before the first, the table's ``start_noise``. On paths with alpha != 1 the
-    first step has no churn (a start takes noise, not a scale) and rho_hat stays within the process's range. Order 2
-    (weak order 2 at fixed s_churn); ``s_noise != 1`` leaves a variance floor by design. ``clock="time"``: the slopes are the
-    path's velocities in its time, the paper's general sampler, as in :func:`heun`. A step to sigma = 0 is the exact jump to
-    x0_hat; ``variant="public"`` makes it the published Euler step, which in the clock "time" leaves part of the noise.
+    evaluation is the C of the row before it; before the first, the table's ``start_gain`` and ``start_noise``. On paths with
+    alpha != 1 rho_hat stays within the process's range: a start at its end is not churned. Order 2 (weak order 2 at fixed
+    s_churn); ``s_noise != 1`` leaves a variance floor by design. ``clock="time"``: the slopes are the path's velocities in
+    its time, the paper's general sampler, as in :func:`heun`. A step to sigma = 0 is the exact jump to x0_hat;
+    ``variant="public"`` makes it the published Euler step, which in the clock "time" leaves part of the noise.
     """
     grid = as_grid(process, grid)
     hats = churned(process, grid, "edm", s_churn, s_min, s_max, s_noise)
@@ -169,7 +169,7 @@ def edm(
     check_choice("variant", variant, ("jump", "public"))
     slope = (lambda point: NOISE) if clock == "rho" else (lambda point: velocity_form(process, point))
     rows = Rows(process, grid[0])
-    rows.start_noise = added_noise(grid[0], hats[0], s_noise)
+    start_churn(rows, hats[0], s_noise)
     for i, at in enumerate(hats):
         to = grid[i + 1]
         after = hats[i + 1] if i + 1 < len(grid) else to
@@ -213,13 +213,20 @@ def _hat(process: Process, grid: Grid, i: int, s_churn: float, s_min: float, s_m
         return point
     rho = point.rho * (1 + gamma)
     if not np.all(grid.alpha == 1):
-        if i == 0:
-            return point
         top = process.coefficients(np.float64(process.t_max))
         rho = min(rho, float(top.sigma / top.alpha) if top.alpha > 0 else np.inf)
+        if rho <= point.rho * (1 + 1e-12):
+            return point
     time = float(process.time(-np.log(rho)))
     c = process.coefficients(np.float64(time))
     return Point(time, float(c.alpha), float(c.sigma))
+
+
+def start_churn(rows: Rows, hat: Point, s_noise: float) -> None:
+    """Have the start of ``rows`` raised to ``hat``, the point its first step is taken from."""
+    if hat != rows.start:
+        rows.start_gain = hat.alpha / rows.start.alpha
+        rows.start_noise = added_noise(rows.start, hat, s_noise)
 
 
 def added_noise(point: Point, hat: Point, s_noise: float) -> float:

@@ -35,7 +35,8 @@ class AffineBlock:
     ``A`` (K, S), ``B`` (K, R): age-ordered coefficients; ``C`` (K,) std of fresh noise, ``E`` (K,) an additive
     constant; None when unused. Trailing axes broadcast against x from the left.
     ``alpha``, ``sigma`` (K+1,): the path at each row's state and after the last. ``start_scale`` multiplies a
-    unit-scale draw of ``law``; ``start_noise`` is churn added before the first evaluation (None: none).
+    unit-scale draw of ``law``. Churn before the first evaluation: ``y_0 = start_gain x + start_noise z``, at ``alpha[0]``
+    and ``sigma[0]`` (``start_noise`` None: no churn; ``start_gain`` None: 1).
     """
 
     p: Any
@@ -49,11 +50,19 @@ class AffineBlock:
     start_scale: Any
     start_noise: Any
     law: Any
+    start_gain: Any = None
 
     @property
     def stochastic(self) -> bool:
         """Whether a run draws fresh noise."""
         return self.C is not None or self.start_noise is not None
+
+    @property
+    def start(self) -> tuple[Any, Any]:
+        """``(alpha, sigma)`` of the state a run is given: row 0's, unless churn raises it to them first."""
+        if self.start_noise is None:
+            return self.alpha[0], self.sigma[0]
+        return self.alpha[0] if self.start_gain is None else self.alpha[0] / self.start_gain, self.start_scale
 
 
 @jax.tree_util.register_dataclass
@@ -177,6 +186,7 @@ def _lift_block(block: AffineBlock, like: dict[str, Any], rows: int) -> AffineBl
         alpha=_pad_states(block.alpha, rows),
         sigma=_pad_states(block.sigma, rows),
         start_noise=None if like["start_noise"] is None else np.asarray(block.start_noise or 0.0, np.float64),
+        start_gain=None if like["start_gain"] is None else np.asarray(block.start_gain or 1.0, np.float64),
     )
 
 
@@ -237,6 +247,6 @@ def _union(blocks: Sequence[AffineBlock]) -> dict[str, Any]:
     """Which optional columns any of ``blocks`` has, and the widest histories."""
     like = {
         name: next((True for b in blocks if getattr(b, name) is not None), None)
-        for name in ("p", "q", "C", "E", "start_noise")
+        for name in ("p", "q", "C", "E", "start_noise", "start_gain")
     }
     return {**like, "S": max(np.shape(b.A)[1] for b in blocks), "R": max(np.shape(b.B)[1] for b in blocks)}

@@ -81,7 +81,7 @@ def teleport(process: Process, world: Moments | Gaussian, x: Any, table: Table, 
     block, world = _block(table), _of(world)
     c = process.coefficients(np.float64(process.t_max if time is None else time))
     t = (float(c.alpha), float(c.sigma))
-    s = (float(block.alpha[0]), float(block.sigma[0]))
+    s = (float(block.start[0]), float(block.start[1]))
     if s[1] * t[0] > t[1] * s[0] * (1 + 1e-9):
         raise ValueError(f"table: starts at alpha, sigma = {s}, noisier than the states to carry, {t}")
     x = jnp.asarray(x)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxdiff.process.process import Process
-from jaxdiff.solver.algebra import _block, _propagate
+from jaxdiff.solver.algebra import _block, _gain, _propagate
 from jaxdiff.solver.grid import Grid, from_times
 from jaxdiff.solver.order import Order
 from jaxdiff.solver.table import Table
@@ -30,9 +30,10 @@ def gaussian_law(table: Table, mean: float, variance: float, *, start: float | N
     alpha, sigma = np.asarray(block.alpha, np.float64), np.asarray(block.sigma, np.float64)
     v = alpha**2 * variance + sigma**2
     churn = 0.0 if block.start_noise is None else float(block.start_noise)
+    given = float(block.start[0]) ** 2 * variance + float(block.start[1]) ** 2
     # basis: unused, constant, start, churn, fresh noise of each row
     first = np.zeros(4 + K)
-    first[1], first[2], first[3] = alpha[0] * mean, np.sqrt(v[0] - churn**2 if start is None else start), churn
+    first[1], first[2], first[3] = alpha[0] * mean, _gain(block) * np.sqrt(given if start is None else start), churn
     constant = np.zeros(4 + K)
     constant[1] = 1.0
 

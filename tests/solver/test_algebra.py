@@ -20,7 +20,7 @@ def random_table(seed, K=6, S=2, R=3):
     block = AffineBlock(
         p=draw(K), q=draw(K), A=draw(K, S), B=draw(K, R), C=draw(K), E=draw(K),
         alpha=np.linspace(0.2, 1.0, K + 1), sigma=np.linspace(1.0, 0.1, K + 1),
-        start_scale=np.float64(1.0), start_noise=np.float64(0.3), law=process.Gaussian(),
+        start_scale=np.float64(1.0), start_noise=np.float64(0.3), law=process.Gaussian(), start_gain=np.float64(1.4),
     )  # fmt: skip
     ones = np.ones(K, bool)
     return Table(block, tau=np.linspace(0.9, 0.1, K), time=np.linspace(0.9, 0.0, K + 1), out=ones, live=ones)
@@ -80,7 +80,7 @@ def test_check_sees_every_wrong_coefficient(path):
     ):
         assert solver.check(table).ok()
         block = table.blocks
-        for name in ("A", "B", "C", "start_noise"):
+        for name in ("A", "B", "C", "start_noise", "start_gain"):
             column = getattr(block, name)
             if column is None:
                 continue

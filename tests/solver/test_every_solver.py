@@ -35,7 +35,7 @@ def test_float32_follows_float64(path):
     """Relative RMS over 64 samples, with the same start and draws, on full grids of 12 steps."""
     p = PROCESSES[path]
     many = solver.stack([make(p, grid.logsnr(p, 12)) for make in MAKERS.values()])
-    many = dataclasses.replace(many, blocks=dataclasses.replace(many.blocks, start_noise=None))
+    many = dataclasses.replace(many, blocks=dataclasses.replace(many.blocks, start_noise=None, start_gain=None))
     x = np.random.default_rng(7).normal(size=(64, 1)).astype(np.float32) * np.float32(many.blocks.start_scale[0])
     noise = np.random.default_rng(1).normal(size=(many.rows, 64, 1)).astype(np.float32)
     low = np.asarray(ends(many, exact.denoiser(WORLD, p), jnp.asarray(x), jnp.asarray(noise)))

@@ -30,8 +30,6 @@ def test_res_with_churn_step_by_step(p, s_min, s_max, s_noise):
         rho = g.sigma[i] / g.alpha[i]
         gamma = min(churn / 9, np.sqrt(2) - 1) if s_min <= rho <= s_max else 0.0
         raised = rho * (1 + gamma)
-        if p is VP and i == 0:
-            raised = rho
         point = lambda lam: (lambda c: (float(c.alpha), float(c.sigma)))(p.coefficients(p.time(np.float64(lam))))
         (a, s) = point(-np.log(raised))
         y = a * (y / g.alpha[i] + s_noise * np.sqrt(max(raised**2 - rho**2, 0)) * z[i])
@@ -46,13 +44,16 @@ def test_res_with_churn_step_by_step(p, s_min, s_max, s_noise):
         y = g.sigma[i + 1] / s * y + g.alpha[i + 1] * h * ((phi1 - 2 * phi2) * first + 2 * phi2 * second)
     assert max(levels) > 1.3 and top > 0
     table = solver.exp_rk(p, g, s_churn=churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
-    assert table.nfe == 18 and table.blocks.A.shape[1] == 1
-    start = 0 if table.blocks.start_noise is None else table.blocks.start_noise
+    block = table.blocks
+    assert table.nfe == 18 and block.A.shape[1] == 1
+    assert (block.start_noise is None) == (s_max < g.sigma[0] / g.alpha[0]) and (p is VP) >= (block.start_gain is not None)
+    start = 0 if block.start_noise is None else block.start_noise
+    gain = 1 if block.start_gain is None else block.start_gain
     with jax.enable_x64(True):
-        bare = dataclasses.replace(table, blocks=dataclasses.replace(table.blocks, start_noise=None))
+        bare = dataclasses.replace(table, blocks=dataclasses.replace(block, start_noise=None, start_gain=None))
         noise = jnp.asarray(np.concatenate([z[1:], z[:1]]))
         hooks = solver.hooks(noise=lambda keys, row, y: noise[row.k // 2])
-        ours = solver.run(bare, exact.denoiser(MIXTURE, p), jnp.asarray(x + start * z[0]), hooks=hooks)
+        ours = solver.run(bare, exact.denoiser(MIXTURE, p), jnp.asarray(gain * x + start * z[0]), hooks=hooks)
         np.testing.assert_allclose(ours, y, rtol=1e-9, atol=1e-9)
 
 

@@ -49,10 +49,12 @@ def executed(p, tables, offset=0.0):
     for table in tables:
         block = table.blocks
         added = 0.0 if block.start_noise is None else float(block.start_noise)
-        alpha, sigma = float(block.alpha[0]), float(block.start_scale)
-        starts.append(law(alpha, sigma, offset))
+        gain = 1.0 if block.start_gain is None else float(block.start_gain)
+        starts.append(push(law(float(block.alpha[0]) / gain, float(block.start_scale), offset), 0.0, gain))
         churns.append(added**2)
-    tables = [dataclasses.replace(t, blocks=dataclasses.replace(t.blocks, start_noise=None)) for t in tables]
+    tables = [
+        dataclasses.replace(t, blocks=dataclasses.replace(t.blocks, start_noise=None, start_gain=None)) for t in tables
+    ]
     many = solver.stack(tables)
     with jax.enable_x64(True):
         x = jnp.zeros((many.tau.shape[1] + 2, 1)).at[1].set(1.0)

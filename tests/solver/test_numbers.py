@@ -43,7 +43,7 @@ def test_float32_is_close_to_float64(path):
     p = PROCESSES[path]
     tables = [maker(p, make(p, 20)) for maker in SOLVERS.values() for make in (middle, grid.logsnr)]
     many = solver.stack(tables)
-    many = dataclasses.replace(many, blocks=dataclasses.replace(many.blocks, start_noise=None))
+    many = dataclasses.replace(many, blocks=dataclasses.replace(many.blocks, start_noise=None, start_gain=None))
     x = np.asarray(jax.random.normal(KEY, (32, 1))) * many.blocks.start_scale[0]
     noise = np.asarray(jax.random.normal(jax.random.key(1), (64, 32, 1)))
     low = np.asarray(_with_noise(many, exact.denoiser(MILD, p), jnp.asarray(x), jnp.asarray(noise)))

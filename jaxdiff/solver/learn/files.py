@@ -13,7 +13,7 @@ from jaxdiff.solver.table import AffineBlock, Table, blocks_of, freeze
 
 __all__ = ["load", "save"]
 
-_COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise")
+_COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise", "start_gain")
 _TABLE = ("tau", "time", "out", "live", "r")
 
 
