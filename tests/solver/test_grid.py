@@ -78,6 +78,11 @@ def test_formulas_and_identities():
     np.testing.assert_allclose(grid.cosine(p, N).time, (1 + np.cos(np.pi * i / N)) / 2, atol=1e-15)
     np.testing.assert_allclose(grid.quadratic(p, N).time, (1 - i / N) ** 2, atol=1e-15)
     np.testing.assert_array_equal(grid.power(p, N, exponent=1.0).time, grid.uniform(p, N).time)
+    # roots of both ends, as DEIS has it, and not (1 - i/N)^k squeezed between them
+    roots = 0.9**0.5 + i / N * (1e-3**0.5 - 0.9**0.5)
+    np.testing.assert_allclose(grid.quadratic(process.vp(t_max=0.9), N, t_min=1e-3).time, roots**2, rtol=1e-12)
+    cubic = (1 + i / N * (1e-3 ** (1 / 3) - 1)) ** 3
+    np.testing.assert_allclose(grid.power(p, N, exponent=3.0, t_min=1e-3).time, cubic, rtol=1e-12)
     np.testing.assert_array_equal(grid.shift(p, N, factor=1.0).time, grid.uniform(p, N).time)
     for s in (0.5, 3.0, 12.0):  # shift translates lam by -log s on the linear path
         shifted, plain = grid.shift(p, N, factor=s), grid.uniform(p, N)

@@ -30,9 +30,14 @@ def uniform(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
 
 
 def power(process: Process, steps: int, *, exponent: float = 2.0, t_min: float = 0.0) -> Grid:
-    """``t_i = t_min + (t_max - t_min)(1 - i/N)^exponent``; exponent 2 is DDIM's and DEIS's quadratic grid."""
+    """``t_i = (t_max^(1/k) + (i/N)(t_min^(1/k) - t_max^(1/k)))^k``, k = ``exponent``; 2 is DDIM's and DEIS's quadratic grid."""
     check_positive("exponent", exponent)
-    return _warp(process, steps, t_min, lambda u: u**exponent)
+
+    def unit(u: np.ndarray) -> np.ndarray:
+        low = (t_min / process.t_max) ** (1 / exponent)
+        return ((u + (1 - u) * low) ** exponent - low**exponent) / (1 - low**exponent)
+
+    return _warp(process, steps, t_min, unit)
 
 
 def quadratic(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
