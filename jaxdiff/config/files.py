@@ -1,0 +1,88 @@
+"""From a file and overrides to a config, and from a run's folder back."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdiff.config.fields import FIELDS, OPEN, default, options
+from jaxdiff.config.names import ConfigError, near
+from jaxdiff.config.validate import check_type
+
+__all__ = ["apply_overrides", "load", "restore", "store"]
+
+
+def load(path: str) -> ConfigDict:
+    """The config a file's ``get_config()`` returns; ``file.py:text`` passes text to it."""
+    file, _, argument = path.partition(":")
+    location = pathlib.Path(file)
+    if not location.is_file():
+        raise ConfigError(f"config: no file {file!r}; give a Python file with get_config()")
+    module = types.ModuleType(location.stem)
+    module.__file__ = str(location)
+    exec(compile(location.read_text(), str(location), "exec"), module.__dict__)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config: {file!r} defines no get_config()")
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+    """Set ``{"solver.steps": "8", ...}``, in order; text becomes the field's type.
+
+    Naming another component drops the options that belonged to the one before. Raises ConfigError for fields that
+    do not exist and values of another type.
+    """
+    for path, text in overrides.items():
+        section, _, name = path.rpartition(".")
+        if path not in FIELDS and section not in OPEN:
+            raise ConfigError(f"config.{path}: no such field{near(path, FIELDS)}; --help lists them")
+        value = _parse(path, text)
+        node = config[section] if section else config
+        if name == "name" and section in OPEN and value != node.name:
+            for option in options(config, section):
+                del node[option]
+        node[name] = value
+    return config
+
+
+def _parse(path: str, text: str) -> Any:
+    """The value that an override's text means, of the field's type where ``path`` is a field."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    if path in FIELDS:
+        wanted = FIELDS[path].default
+        if isinstance(wanted, str) and not isinstance(value, str) and path != "data.in_memory":
+            value = text
+        check_type(path, value)
+    return value
+
+
+def store(config: ConfigDict, path: Any) -> None:
+    """Write a config as JSON, complete or not at all."""
+    temporary = path.parent / (path.name + ".partial")
+    temporary.write_text(json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def restore(path: Any) -> ConfigDict:
+    """Read what :func:`store` wrote; fields added since get their defaults."""
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config: cannot read {path} ({error})") from None
+    config = default()
+    for key, value in saved.items():
+        if isinstance(value, dict) and key in config:
+            for name, item in value.items():
+                config[key][name] = item
+        else:
+            config[key] = value
+    return config
