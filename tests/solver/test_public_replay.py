@@ -4,6 +4,7 @@ Kept from runs of ``experiments/solver_orders/replay.py``'s kind: their code in 
 this mixture. EDM 008a4e5, azula bec12b8.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -26,7 +27,7 @@ def end(table, rows):
     p, q, C = (zero if v is None else np.asarray(v) for v in (b.p, b.q, b.C))
     y = float(b.start_scale) * X
     if b.start_noise is not None:
-        y = y + float(b.start_noise) * DRAWS[rows[-1]]
+        y = (1.0 if b.start_gain is None else float(b.start_gain)) * y + float(b.start_noise) * DRAWS[rows[-1]]
     ys, ds = [y] * b.A.shape[1], [np.zeros(7)] * b.B.shape[1]
     for k in range(table.rows):
         data, noise = posterior(WORLD, ys[0], float(b.alpha[k]), float(b.sigma[k]))
@@ -62,7 +63,8 @@ def test_edm_general_sampler_on_the_vp_schedule():
     low, high = (np.sqrt(np.expm1(0.5 * 19.9 * t * t + 0.1 * t)) for t in (1e-3, 1.0))
     beta_d = 2 * (np.log(low**2 + 1) / 1e-3 - np.log(high**2 + 1)) / (1e-3 - 1)
     beta_min = np.log(high**2 + 1) - 0.5 * beta_d
-    p = process.vp(beta_min, beta_min + beta_d)
+    # their churn goes past t = 1
+    p = dataclasses.replace(process.vp(beta_min, beta_min + beta_d), t_max=2.0)
     time = np.append(1 + np.arange(6) / 5 * (1e-3 - 1), 0.0)
     growth = 0.5 * beta_d * time**2 + beta_min * time
     grid = explicit(np.exp(-growth / 2), np.sqrt(-np.expm1(-growth)), time)
@@ -72,6 +74,12 @@ def test_edm_general_sampler_on_the_vp_schedule():
     told = [float(v) for v in told.split()]
     close(solver.edm(p, grid, variant="public", **options), HEUN, told)
     assert np.max(np.abs(end(solver.edm(p, grid, **options), HEUN) - told)) > 1e-5  # the exact jump ends elsewhere
+    # churn of the first step as well, which rescales the start
+    told = "-0.931423225694413 -1.3560480568268625 -0.4895009061582691 0.3477343960295657 0.5341443668643069 \
+        -1.406798239226232 0.2091176673502646"
+    table = solver.edm(p, grid, clock="time", variant="public", s_churn=30, s_noise=1.007)
+    close(table, HEUN, [float(v) for v in told.split()])
+    assert float(table.blocks.start_gain) < 0.8 and float(table.time[0]) > 1
     with pytest.raises(ValueError, match=r"clock='time'.*do not give unless, at their times, they lie on"):
         solver.edm(p, explicit(grid.alpha, grid.sigma, 1000 * time), clock="time")
 
