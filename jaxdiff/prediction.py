@@ -29,8 +29,10 @@ __all__ = [
     "DiscretePrediction",
     "Form",
     "Lifted",
+    "LiftedPair",
     "Prediction",
     "Query",
+    "check_labels",
     "check_sigma_data",
     "check_target",
     "condition",
@@ -300,7 +302,8 @@ def denoiser(
     NNX, Equinox or plain function; ``params`` is its first argument. Solvers call it with scalar times.
     ``target`` is one of TARGETS; ``clock`` says what the network is told for time (default "time"; "log_sigma"
     for the edm target); ``two_time`` networks also get the jump-to time. ``sigma_data``: the data's standard
-    deviation, used by the edm target alone. Raises ValueError for unknown names and unidentifiable targets.
+    deviation, used by the edm target alone. Raises ValueError for unknown names, unidentifiable targets and labels
+    (``cond``) out of range.
     """
     from jaxdiff.network.apply import as_apply
 
@@ -313,7 +316,9 @@ def denoiser(
     check_sigma_data(sigma_data)
     # on the device once: numpy leaves would be transferred again at every call
     process, sigma_data = jax.tree_util.tree_map(jnp.asarray, (process, leaf(sigma_data)))
-    return Denoiser(process, params, cond, sigma_data, as_apply(apply), target, clock, bool(two_time))
+    made = Denoiser(process, params, cond, sigma_data, as_apply(apply), target, clock, bool(two_time))
+    check_labels(made, cond)
+    return made
 
 
 @jax.tree_util.register_dataclass
@@ -328,10 +333,31 @@ class Lifted:
         return self.fn(x, t, r)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class LiftedPair:
+    """A stateful denoiser that is no pytree of arrays: its two functions, static and compared by identity."""
+
+    start: Callable = dataclasses.field(metadata={"static": True})
+    step: Callable = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x: Any, t: Any, r: Any = None) -> Prediction:
+        """Predict once, from a fresh state; alpha and sigma are not known here."""
+        return self.step(self.start(x), x, Query(t, r))[0]
+
+
 def lift(d: Any) -> Any:
-    """``d`` itself if it is a pytree node, else its :class:`Lifted` form."""
-    if dataclasses.is_dataclass(d) or not jax.tree_util.all_leaves([d]):
+    """``d`` itself if it is a pytree of arrays, else its :class:`Lifted` form, or :class:`LiftedPair` for any object
+    with ``start`` and ``step``. Raises ValueError for what is neither."""
+    functions = isinstance(d, tuple) and hasattr(
+        d, "step"
+    )  # a named pair of functions is a pytree, but not of arrays
+    if d is not None and not functions and not jax.tree_util.all_leaves([d]):
         return d
+    if hasattr(d, "start") and hasattr(d, "step"):
+        return LiftedPair(d.start, d.step)
+    if not callable(d):
+        raise ValueError(f"d: {type(d).__name__} given; a denoiser is d(x, t, r) -> Prediction, or start and step")
     return Lifted(d)
 
 
@@ -354,10 +380,32 @@ def evaluate(d: Any, state: Any, x: Any, query: Query) -> tuple[Any, Any]:
 
 
 def condition(d: Any, cond: Any) -> Any:
-    """``d`` told ``cond`` (labels (B,), or any pytree its network takes)."""
+    """``d`` told ``cond`` (labels (B,), or any pytree its network takes).
+
+    Raises ValueError for a denoiser that takes none, and for labels that its network's ``num_classes`` does not know.
+    """
     if not hasattr(d, "condition"):
         raise ValueError(f"cond: given, but a denoiser of type {type(d).__name__} takes no condition")
+    check_labels(d, cond)
     return d.condition(cond)
+
+
+def check_labels(d: Any, cond: Any, field: str = "cond") -> None:
+    """Refuse labels above ``num_classes`` (the null label) of a network inside ``d``: in a compiled call they could only
+    become NaN. Labels not known while tracing, and conditions that are not labels () or (B,), pass."""
+    labels = [c for c in jax.tree_util.tree_leaves(cond) if not isinstance(c, jax.core.Tracer)]
+    labels = [c for c in map(np.asarray, labels) if c.dtype.kind in "iu" and c.ndim <= 1 and c.size]
+    if not labels:
+        return
+    low, high = min(c.min() for c in labels), max(c.max() for c in labels)
+    is_denoiser = lambda node: isinstance(node, Denoiser)
+    for part in filter(is_denoiser, jax.tree_util.tree_leaves(d, is_leaf=is_denoiser)):
+        classes = getattr(getattr(part.apply, "owner", None), "num_classes", None)
+        if isinstance(classes, int) and classes > 0 and not 0 <= low <= high <= classes:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"{field}: label {wrong} given; this network knows 0..{classes - 1}, and {classes} for none"
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -369,15 +417,26 @@ class CrossPath:
     trained: Process
     sampled: Process
 
+    @property
+    def process(self) -> Process:
+        """The path it is asked on."""
+        return self.sampled
+
     def __call__(self, x: Any, t: Any, r: Any = None) -> Prediction:
         """Predict at a state and time of the sampling path."""
         c = self.sampled.coefficients(t)
-        return self.at(x, Query(t, r, c.alpha, c.sigma))
+        return self.step(self.start(x), x, Query(t, r, c.alpha, c.sigma))[0]
 
-    def at(self, x: Any, query: Query) -> Prediction:
-        """Predict as a row of a table on the sampling path asks."""
-        prediction, _ = evaluate(self.inner, (), *self._translate(x, query))
-        return prediction
+    def start(self, x: Any) -> Any:
+        """The inner denoiser's state, which must hold nothing: what it carries would belong to its own path."""
+        state = start(self.inner, x)
+        if jax.tree_util.tree_leaves(state):
+            raise ValueError("inner: a stateful denoiser cannot change paths; wrap its plain part instead")
+        return state
+
+    def step(self, state: Any, x: Any, query: Query) -> tuple[Prediction, Any]:
+        """``(prediction, state)`` as a row of a table on the sampling path asks."""
+        return evaluate(self.inner, state, *self._translate(x, query))
 
     def _translate(self, x: Any, query: Query) -> tuple[Any, Query]:
         """Equal signal-to-noise means equal states up to scale, ``x/alpha`` being the same."""
@@ -411,13 +470,12 @@ def on_path(inner: Any, sampled: Process, trained: Process | None = None) -> Cro
 
     At equal ``alpha/sigma`` two Gaussian paths carry the same state up to scale, so ``(x0_hat, eps_hat)`` is read at
     ``t' = trained.time(lam(t))`` and ``x alpha'/alpha``. Levels beyond the trained range are clipped.
-    Raises ValueError for stateful denoisers (their state belongs to one path) and unequal noise laws.
+    ``inner`` may be guided. Raises ValueError for unequal noise laws and, when a run starts, for denoisers that carry a
+    state (it belongs to one path).
     """
-    if hasattr(inner, "step"):
-        raise ValueError("inner: a stateful denoiser cannot change paths; wrap its plain part instead")
     trained = getattr(inner, "process", None) if trained is None else trained
     if trained is None:
         raise ValueError(f"trained: missing, and a denoiser of type {type(inner).__name__} has no process of its own")
     if trained.noise.name != sampled.noise.name:
         raise ValueError(f"sampled: noise law {sampled.noise.name!r} given; the model's is {trained.noise.name!r}")
-    return CrossPath(inner, trained, sampled)
+    return CrossPath(lift(inner), trained, sampled)

@@ -1,6 +1,9 @@
 """What raw outputs mean: round trips, ends, refusals, clocks, dispatch, other paths, no retracing."""
 
 import dataclasses
+import types
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import exact, process
+from jaxdiff import exact, guidance, process
 from jaxdiff import prediction as pred
+from jaxdiff.network import MLP
 from jaxdiff.prediction import TARGETS, Prediction, Query, pair, target_of
 
 PATHS = {
@@ -187,6 +191,10 @@ def test_unidentifiable_targets_are_refused_with_advice(target, make):
     assert pred.denoiser(process.vp(), identity, target=target).target == target
 
 
+def labelled(classes, **options):
+    return pred.denoiser(process.linear(), MLP(width=4, num_classes=classes), {}, target="velocity", **options)
+
+
 def identity(params, x_in, c_noise, cond):
     return x_in
 
@@ -202,7 +210,18 @@ def identity(params, x_in, c_noise, cond):
         (lambda: target_of("v", process.vp().coefficients(0.5), jnp.ones(2), jnp.ones(2)), "target: 'v' is unknown"),
         (lambda: pred.condition(pred.lift(lambda x, t, r: x), 1), "cond: given, but a denoiser of type Lifted"),
         (lambda: pred.on_path(pred.lift(lambda x, t, r: x), process.vp()), "trained: missing"),
-        (lambda: pred.on_path(Momentum(0.5), process.vp()), "inner: a stateful denoiser cannot change paths"),
+        (lambda: pred.on_path(Momentum(0.5), process.vp()), "trained: missing"),
+        (
+            lambda: pred.on_path(Momentum(0.5), process.vp(), process.linear())(jnp.ones((2, 3)), 0.5),
+            "inner: a stateful denoiser cannot change paths",
+        ),
+        (lambda: pred.lift(None), "d: NoneType given"),
+        (
+            lambda: pred.condition(labelled(3), jnp.array([0, 4])),
+            "cond: label 4 given; this network knows 0..2, and 3",
+        ),
+        (lambda: pred.condition(labelled(3), {"label": np.array([-1])}), "cond: label -1 given"),
+        (lambda: labelled(3, cond=jnp.int32(9)), "cond: label 9 given"),
         (
             lambda: pred.on_path(exact.denoiser(world(), process.vp()), process.edm(noise=process.student_t(3))),
             "sampled: noise law 'student_t'",
@@ -322,6 +341,44 @@ def test_lift():
     assert len(traces) == 1
 
 
+class Named(NamedTuple):
+    """A stateful denoiser as the pair of functions it is."""
+
+    start: Callable
+    step: Callable
+
+
+@pytest.mark.parametrize("kind", [Named, types.SimpleNamespace])
+def test_a_pair_of_functions_is_a_stateful_denoiser(kind):
+    pytree = Momentum(jnp.float32(0.5))
+    d, x, q = pred.lift(kind(start=pytree.start, step=pytree.step)), jnp.ones((2, 3)), Query(0.5, None, 0.5, 0.5)
+
+    @jax.jit
+    def two(d, x):
+        _, state = pred.evaluate(d, pred.start(d, x), x, q)
+        return pred.evaluate(d, state, x, q)[0].data
+
+    np.testing.assert_array_equal(two(d, x), two(pytree, x))
+    np.testing.assert_array_equal(d(x, 0.5).data, pytree.step(pytree.start(x), x, q)[0].data)
+    assert pred.lift(d) is d
+
+
+def test_labels_out_of_range_are_refused_also_behind_guidance():
+    d, good = labelled(3), jnp.array([0, 3])
+    assert pred.condition(d, good).cond is good  # 3 means none
+    pred.condition(d, jnp.ones((2, 4)))  # not labels
+    guided = guidance.cfg(d, 2.0, null=3)
+    pred.condition(guided, good)
+    jax.jit(lambda c: pred.condition(guided, c).cond)(jnp.array([7]))  # not known while tracing
+    for wrong in (guided, guidance.interval(guided, 0.1, 1.0), guidance.linear_mix((d, d), (0.5, 0.5))):
+        with pytest.raises(ValueError, match="cond: label 7 given; this network knows"):
+            pred.condition(wrong, jnp.array([0, 7]))
+    with pytest.raises(ValueError, match="null: label 10 given"):
+        guidance.cfg(d, 2.0, null=10)
+    with pytest.raises(ValueError, match="conds: label 5 given"):
+        guidance.compose(d, [good, [5, 0]], [1.0, 1.0], null=3)
+
+
 @pytest.mark.parametrize("sampled", ["edm", "linear", "cosine", "ve", "subvp"])
 @pytest.mark.parametrize("trained", ["vp", "linear", "ddpm", "edm"])
 def test_on_path_equals_the_worlds_own_prediction(trained, sampled):
@@ -363,6 +420,18 @@ def test_on_path_carries_conditions_and_jump_times():
     lone = pred.on_path(pred.lift(lambda x, t, r: Prediction(x, x)), process.linear(), trained=process.vp())
     c, d = linear.coefficients(np.float64(0.4)), vp.coefficients(vp.time(linear.half_log_snr(np.float64(0.4))))
     np.testing.assert_allclose(lone(x, 0.4).data, x * (d.alpha / c.alpha), rtol=1e-5)
+
+
+def test_guided_denoisers_change_paths():
+    """Guidance is arithmetic on predictions, so it may stand on either side of the change of path."""
+    x, labels = draws((4, 2)).__next__(), np.array([0, 1, 1, 0])
+    model, path = exact.denoiser(world(), process.vp()), process.edm()
+    inside = pred.condition(pred.on_path(guidance.cfg(model, 2.0, null=-1), path), labels)
+    outside = guidance.cfg(pred.on_path(model, path), 2.0, cond=labels, null=-1)
+    for t in (0.001, 0.02, 0.5):
+        got, want = inside(x, t), outside(x, t)
+        np.testing.assert_allclose(got.data, want.data, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(got.noise, want.noise, rtol=1e-5, atol=1e-5)
 
 
 class Net(nn.Module):

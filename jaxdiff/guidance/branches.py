@@ -25,7 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.guidance.mix import ask, mix_predictions, scale_at, scale_leaf, tabulated
-from jaxdiff.prediction import Prediction, Query, check_target, condition, evaluate, lift, pair, start, target_of
+from jaxdiff.prediction import (
+    Prediction,
+    Query,
+    check_labels,
+    check_target,
+    condition,
+    evaluate,
+    lift,
+    pair,
+    start,
+    target_of,
+)
 from jaxdiff.process.coefficients import Coefficients, expand
 
 __all__ = ["Cfg", "Compose", "cfg", "cfg_pp", "cfg_pp_weight", "cfg_rescale", "compose"]
@@ -174,10 +185,12 @@ def cfg(
         branches: how the two are evaluated, see the module: "separate", "loop", "stacked".
 
     Raises:
-        ValueError: unknown names, scales of a wrong shape; on evaluation, no condition.
+        ValueError: unknown names, scales of a wrong shape, labels out of range; on evaluation, no condition.
     """
     noise = _named("noise", noise, ("guided", "unguided"))
     branches = _named("branches", branches, BRANCHES)
+    check_labels(d, cond)
+    check_labels(d, null, "null")
     return Cfg(lift(d), _cond_leaf(cond), _cond_leaf(null), scale_leaf(scale), None, "vpred", noise, branches)
 
 
@@ -287,4 +300,6 @@ def compose(
         raise ValueError(f"scales: {len(scales)} given for {len(conds)} conditions; need one for each, at least one")
     leaves = tuple(scale_leaf(scale, f"scales[{i}]") for i, scale in enumerate(scales))
     branches = _named("branches", branches, BRANCHES)
+    check_labels(d, conds, "conds")
+    check_labels(d, null, "null")
     return Compose(lift(d), tuple(_cond_leaf(c) for c in conds), _cond_leaf(null), leaves, branches)
