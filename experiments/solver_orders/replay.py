@@ -1,11 +1,13 @@
-"""Compare jaxdiff's tables with the public code of EDM (NVlabs/edm) and azula (probabilists/azula), state by state.
+"""Compare jaxdiff's tables with the public code of EDM (NVlabs/edm), azula (probabilists/azula) and, for its dpm_fast with
+noise, k-diffusion (crowsonkb/k-diffusion), state by state.
 
-Needs torch, and work trees of the two repositories, whose own code runs; nothing of theirs is kept here.
+Needs torch, and work trees of the repositories, whose own code runs; nothing of theirs is kept here.
 """
 
 import argparse
 import ast
 import dataclasses
+import math
 import pathlib
 import sys
 
@@ -266,6 +268,44 @@ def ablation(space: dict, report: Report, disc: str, schedule: str, scaling: str
         report.add(f"EDM ablation_sampler, schedule {schedule}, scaling {scaling}: end less x0_hat", "", (left, 0.0))
 
 
+# k-diffusion: dpm_fast, with and without noise
+
+
+def replay_k_diffusion(folder: pathlib.Path, report: Report) -> None:
+    """sample_dpm_fast, from the syntax tree of sampling.py, whose imports are not needed."""
+    tree = ast.parse((folder / "k_diffusion" / "sampling.py").read_text())
+    names = ("get_ancestral_step", "DPMSolver", "sample_dpm_fast")
+    wanted = [n for n in tree.body if getattr(n, "name", None) in names]
+    bar = type("Bar", (), {"__enter__": lambda self: self, "__exit__": lambda *a: None, "update": lambda *a: None})
+    space: dict = {"torch": torch, "math": math, "nn": torch.nn, "tqdm": lambda **options: bar()}
+    exec(compile(ast.Module(wanted, []), "sampling.py", "exec"), space)
+    levels = process.edm()
+    for calls in (7, 8, 9):
+        blocks = calls // 3 + 1
+        orders = [3] * (blocks - 2) + [2, 1] if calls % 3 == 0 else [3] * (blocks - 1) + [calls % 3]
+        ends = np.linspace(-np.log(20.0), -np.log(0.02), blocks + 1)
+        lam = [ends[i] + (ends[i + 1] - ends[i]) * j / n for i, n in enumerate(orders) for j in range(n)]
+        grid = explicit(np.ones(calls + 1), np.exp(-np.append(lam, ends[-1])), process=levels)
+        for eta, s_noise in ((0.0, 1.0), (0.4, 1.0), (1.0, 1.0), (1.0, 1.007), (1.6, 1.0)):
+            watch = Watch()
+            end = space["sample_dpm_fast"](
+                lambda x, sigma, watch=watch: watch.denoise(x, 1.0, sigma[0]),
+                torch.from_numpy(20.0 * UNIT),
+                0.02,
+                20.0,
+                calls,
+                eta=eta,
+                s_noise=s_noise,
+                noise_sampler=lambda s, t, watch=watch: watch.noise(torch.zeros(UNIT.size)),
+            )
+            table = solver.dpm_solver(levels, grid, eta=eta, s_noise=s_noise)
+            draw_of = {int(row): i for i, row in enumerate(np.cumsum(orders) - 1)}
+            name = "k-diffusion dpm_fast" + (", eta 0.4, 1, 1.6; s_noise" if eta else "")
+            report.add(
+                name, "dpm_solver(method='fast')", compare(table, Theirs(watch.states, end.numpy(), 0), draw_of, True)
+            )
+
+
 # azula
 
 
@@ -452,14 +492,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edm", type=pathlib.Path, help="work tree of NVlabs/edm")
     parser.add_argument("--azula", type=pathlib.Path, help="work tree of probabilists/azula")
+    parser.add_argument("--k-diffusion", type=pathlib.Path, help="work tree of crowsonkb/k-diffusion")
     options = parser.parse_args()
-    if not (options.edm or options.azula):
-        parser.error("give --edm, --azula, or both")
+    if not (options.edm or options.azula or options.k_diffusion):
+        parser.error("give --edm, --azula, --k-diffusion, or several")
     report = Report()
     if options.edm:
         replay_edm(options.edm, report)
     if options.azula:
         replay_azula(options.azula, report)
+    if options.k_diffusion:
+        replay_k_diffusion(options.k_diffusion, report)
     report.write()
 
 
