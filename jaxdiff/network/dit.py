@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.network.attention import SelfAttention
-from jaxdiff.network.embedding import Conditioning
+from jaxdiff.network.embedding import conditioning
 from jaxdiff.network.options import at_least, check_conditioning, check_option_names, construct, option_names
 from jaxdiff.network.output import NetOut, Taps
 
@@ -137,15 +137,7 @@ class DiT(nn.Module):
         tap = Taps(taps, ["embed", *(f"block_{i}" for i in range(self.depth))])
         batch, rows, columns, channels = x.shape
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        c = Conditioning(
-            self.width,
-            self.time_features,
-            self.frequencies,
-            self.num_classes,
-            self.two_time,
-            name="conditioning",
-            **kinds,
-        )(batch, c_noise, cond, c_noise_r)
+        c = conditioning(self, self.width)(batch, c_noise, cond, c_noise_r)
         c = nn.silu(c)[:, None, :]
 
         h = nn.Dense(self.width, kernel_init=XAVIER, name="patch_embed", **kinds)(patchify(x, self.patch))

@@ -143,3 +143,10 @@ class Conditioning(nn.Module):
             table = nn.Embed(self.num_classes + 1, self.width, embedding_init=SMALL, name="label", **kinds)
             c = c + table(label)
         return c
+
+
+def conditioning(net: Any, width: int) -> Conditioning:
+    """The embedding of ``width`` that a network's fields ask for; called inside the network's own ``__call__``."""
+    time = (net.time_features, net.frequencies)
+    kinds = {"dtype": net.dtype, "param_dtype": net.param_dtype}
+    return Conditioning(width, *time, net.num_classes, net.two_time, name="conditioning", **kinds)

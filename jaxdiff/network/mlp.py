@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.network.embedding import Conditioning
+from jaxdiff.network.embedding import conditioning
 from jaxdiff.network.options import at_least, check_conditioning
 from jaxdiff.network.output import NetOut, Taps
 
@@ -56,15 +56,7 @@ class MLP(nn.Module):
         tap = Taps(taps, [f"block_{i}" for i in range(self.depth)])
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, size = x.shape[0], math.prod(x.shape[1:])
-        c = Conditioning(
-            self.width,
-            self.time_features,
-            self.frequencies,
-            self.num_classes,
-            self.two_time,
-            name="conditioning",
-            **kinds,
-        )(batch, c_noise, cond, c_noise_r)
+        c = conditioning(self, self.width)(batch, c_noise, cond, c_noise_r)
         c = nn.silu(c)
         h = nn.Dense(self.width, name="input", **kinds)(x.reshape(batch, size))
         for i in range(self.depth):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.network.attention import SelfAttention
-from jaxdiff.network.embedding import Conditioning
+from jaxdiff.network.embedding import conditioning
 from jaxdiff.network.options import at_least, check_conditioning
 from jaxdiff.network.output import NetOut, Taps
 
@@ -155,15 +155,7 @@ class UNet(nn.Module):
         tap = Taps(taps, self.tap_names())
         use = self.attended(*x.shape[1:3])
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        c = Conditioning(
-            4 * self.channels,
-            self.time_features,
-            self.frequencies,
-            self.num_classes,
-            self.two_time,
-            name="conditioning",
-            **kinds,
-        )(x.shape[0], c_noise, cond, c_noise_r)
+        c = conditioning(self, 4 * self.channels)(x.shape[0], c_noise, cond, c_noise_r)
         c = nn.silu(c)
         res = nn.remat(ResBlock) if self.remat else ResBlock
         widths = [self.channels * m for m in self.multipliers]
