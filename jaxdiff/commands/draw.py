@@ -145,11 +145,11 @@ def scatter(points: np.ndarray, path: Any) -> None:
     """A picture of samples that are not images: their first two coordinates."""
     from jaxdiff.eval import picture
 
-    figure = picture._figure(4, 4)
+    figure = picture.new_figure(4, 4)
     axes = figure.add_subplot()
     flat = points.reshape(len(points), -1)
     axes.scatter(flat[:, 0], flat[:, min(1, flat.shape[1] - 1)], s=4)
-    picture._save_figure(figure, path)
+    picture.save_figure(figure, path)
 
 
 def fingerprint(params: Any) -> str:
@@ -180,7 +180,8 @@ def to_file(
     text = json.dumps({**identity, "chunk": size}, sort_keys=True)
     if card.exists() and card.read_text() != text:
         raise ConfigError(f"out: {folder} holds chunks of another run; delete it or give another --out")
-    card.write_text(text)
+    if not card.exists():
+        replace_text(card, text)
     table, key = assemble.table(made), jax.random.key(made.config.sample.seed)
     starts = range(0, count, size)
     for start in tqdm(starts, desc="sample", unit="batch", disable=None):
@@ -205,7 +206,10 @@ def to_file(
             with archive.open("label.npy", "w") as file:
                 np.lib.format.write_array(file, np.asarray(wanted, np.int32))
     temporary.replace(target)
-    shutil.rmtree(folder)
+    # what says whose chunks these are goes last: a kill in between must not leave chunks that any run would take
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == card.name):
+        path.unlink()
+    folder.rmdir()
 
 
 def head(path: epath.Path, count: int) -> np.ndarray:

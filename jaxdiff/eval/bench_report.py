@@ -295,7 +295,7 @@ def _plot(
     grids = list(dict.fromkeys(cell.grid.label for cell in result.cells))
     columns = min(4, len(grids))
     lines = -(-len(grids) // columns)
-    figure = picture._figure(1.5 + 3.0 * columns, 0.6 + 3.0 * lines)
+    figure = picture.new_figure(1.5 + 3.0 * columns, 0.6 + 3.0 * lines)
     panels = np.atleast_1d(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)).ravel()
     curves: dict[tuple[str, str], list] = {}
     for each in found:
@@ -354,4 +354,4 @@ def _plot(
         fontsize=7,
         frameon=False,
     )
-    picture._save_figure(figure, path)
+    picture.save_figure(figure, path)

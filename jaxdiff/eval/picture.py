@@ -81,7 +81,7 @@ def image_grid(samples: Any, rows: int, cols: int, path: Any, **options: Any) ->
     return _write(path, buffer.getvalue())
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure that owns its canvas: no global pyplot state, no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -91,7 +91,8 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save_figure(figure: Any, path: Any) -> Any:
+def save_figure(figure: Any, path: Any) -> Any:
+    """Write a figure as a PNG file and return its path."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return _write(path, buffer.getvalue())
@@ -122,7 +123,7 @@ def loss_curves(curves: Mapping[str, tuple[Any, Any]], path: Any, *, title: str 
             kept[name] = steps[finite], values[finite]
     if not kept:
         raise ValueError("curves: no finite value to draw")
-    figure = _figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     axes = figure.add_subplot()
     for index, (name, (steps, values)) in enumerate(kept.items()):
         colour = f"C{index}"
@@ -141,7 +142,7 @@ def loss_curves(curves: Mapping[str, tuple[Any, Any]], path: Any, *, title: str 
         axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return _save_figure(figure, path)
+    return save_figure(figure, path)
 
 
 def toy_panels(data: Any, samples: Any, trajectories: Any, path: Any, *, lines: int = 100) -> Any:
@@ -160,7 +161,7 @@ def toy_panels(data: Any, samples: Any, trajectories: Any, path: Any, *, lines: 
     high = np.maximum(data.max(axis=0), np.nanquantile(ends, 0.999, axis=0))
     half = 0.55 * max(float((high - low).max()), 1e-6)
     centre = (low + high) / 2
-    figure = _figure(9.6, 3.5)
+    figure = new_figure(9.6, 3.5)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, name, points in zip(panels, ("data", "samples"), (data, samples)):
         size = float(np.clip(3000 / len(points), 0.3, 6.0))
@@ -177,4 +178,4 @@ def toy_panels(data: Any, samples: Any, trajectories: Any, path: Any, *, lines: 
         axes.set_ylim(centre[1] - half, centre[1] + half)
         axes.set_aspect("equal")
         axes.spines[["top", "right"]].set_visible(False)
-    return _save_figure(figure, path)
+    return save_figure(figure, path)

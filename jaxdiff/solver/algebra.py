@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiff.solver.table import AffineBlock, Table, blocks_of
 
-__all__ = ["Check", "Dense", "check", "unroll"]
+__all__ = ["Check", "Dense", "check", "churn_gain", "plain_block", "propagate", "unroll"]
 
 
 class Dense(NamedTuple):
@@ -36,7 +36,8 @@ class Check(NamedTuple):
         return self.mean_error <= tolerance and self.variance_error <= tolerance
 
 
-def _block(table: Table) -> AffineBlock:
+def plain_block(table: Table) -> AffineBlock:
+    """The table's one block, zeros in place of absent p, q, C and E; raises ValueError unless its coefficients are scalars."""
     blocks = blocks_of(table)
     if len(blocks) != 1 or not isinstance(blocks[0], AffineBlock) or np.ndim(blocks[0].A) != 2:
         raise ValueError("table: needs one affine block with scalar coefficients")
@@ -45,13 +46,14 @@ def _block(table: Table) -> AffineBlock:
     return dataclasses.replace(block, **{n: zero for n in ("p", "q", "C", "E") if getattr(block, n) is None})
 
 
-def _gain(block: AffineBlock) -> float:
+def churn_gain(block: AffineBlock) -> float:
     """What churn before row 0 multiplies the start by."""
     return 1.0 if block.start_gain is None else float(block.start_gain)
 
 
-def _propagate(block: AffineBlock, start: np.ndarray, records: Any) -> np.ndarray:
-    """States after each row as vectors over a basis; ``records(k, y)`` gives row k's record vector."""
+def propagate(block: AffineBlock, start: np.ndarray, records: Any) -> np.ndarray:
+    """States after each row (K, size) as vectors over a basis: of ``start``, whose entry 1 is the constant and whose last K are
+    the rows' fresh draws; ``records(k, y)`` gives row k's record vector."""
     A, B = np.asarray(block.A, np.float64), np.asarray(block.B, np.float64)
     ys, ds, out = [start] * A.shape[1], [np.zeros_like(start)] * B.shape[1], []
     for k in range(A.shape[0]):
@@ -70,12 +72,12 @@ def unroll(table: Table, *, rows: bool = False) -> Dense:
     A record that stores noise is rewritten by ``eps_hat = (y - alpha x0_hat)/sigma``, so that tables with different
     stored forms compare equal; that is what makes the form unique. float64, host only.
     """
-    block = _block(table)
+    block = plain_block(table)
     K = np.shape(block.A)[0]
     # basis: start, constant, x0_hat of each row, churn, fresh noise of each row
     size = 2 + K + 1 + K
     start = np.zeros(size)
-    start[0] = _gain(block)
+    start[0] = churn_gain(block)
     start[2 + K] = 0.0 if block.start_noise is None else float(block.start_noise)
 
     def records(k: int, y: np.ndarray) -> np.ndarray:
@@ -86,7 +88,7 @@ def unroll(table: Table, *, rows: bool = False) -> Dense:
             return p * unit
         return p * unit + q * (y - block.alpha[k] * unit) / block.sigma[k]
 
-    states = _propagate(block, start, records)
+    states = propagate(block, start, records)
     final = states if rows else states[-1]
     return Dense(final[..., 0], final[..., 2 : 2 + K], final[..., 2 + K :], final[..., 1])
 
@@ -99,7 +101,7 @@ def check(table: Table) -> Check:
     reported. Every exponential-type table passes to rounding. By design these do not: ancestral with the large
     variance, ``s_noise != 1``, and Runge-Kutta in raw time on curved paths (including euler(clock="time") there).
     """
-    block = _block(table)
+    block = plain_block(table)
     K = np.shape(block.A)[0]
     alpha, sigma = np.asarray(block.alpha, np.float64), np.asarray(block.sigma, np.float64)
     # basis: c, constant, start noise, churn, fresh noise of each row
@@ -108,7 +110,7 @@ def check(table: Table) -> Check:
     start[0], start[2] = alpha[0], sigma[0]
     if block.start_noise is not None:  # alpha, sigma of row 0 are those after the churn
         start[3] = float(block.start_noise)
-        start[2] = float(block.start_scale) * _gain(block)
+        start[2] = float(block.start_scale) * churn_gain(block)
     point = np.zeros(size)
     point[0] = 1.0
 
@@ -116,7 +118,7 @@ def check(table: Table) -> Check:
         noise = (y - alpha[k] * point) / sigma[k] if sigma[k] > 0 else 0 * y
         return float(block.p[k]) * point + float(block.q[k]) * noise
 
-    states = _propagate(block, start, records)[np.asarray(table.out, bool)]
+    states = propagate(block, start, records)[np.asarray(table.out, bool)]
     alpha, sigma = alpha[1:][np.asarray(table.out, bool)], sigma[1:][np.asarray(table.out, bool)]
     scale = np.maximum(alpha, sigma)
     mean = np.hypot(states[:, 0] - alpha, states[:, 1]) / scale

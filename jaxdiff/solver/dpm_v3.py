@@ -16,7 +16,7 @@ from jaxdiff.solver.grid import Point, as_grid
 from jaxdiff.solver.multistep import allowed_order, check_order, check_tail
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Expression, Tape
-from jaxdiff.solver.unipc import _per_step
+from jaxdiff.solver.unipc import per_step
 
 __all__ = ["Statistics", "dpm_solver_v3"]
 
@@ -69,7 +69,7 @@ def dpm_solver_v3(
     check_order(order, (1, 2, 3, 4), "dpm_solver_v3()")
     check_tail(lower_order_final)
     check_choice("variant", variant, ("lagrange", "public"))
-    corrected = _per_step("corrector", corrector, len(grid))
+    corrected = per_step("corrector", corrector, len(grid))
     for name, given in {"variant 'public'": variant == "public", "c_pseudo True": c_pseudo}.items():
         if given and not any(corrected):
             raise ValueError(f"{name.replace(' ', ': ')} given without a corrector for it; give corrector=True")

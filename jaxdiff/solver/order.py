@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdiff.exact import GaussianMixture, QuantileFlow, quantile_flow
 from jaxdiff.process.process import Process
-from jaxdiff.solver.algebra import _block
+from jaxdiff.solver.algebra import plain_block
 from jaxdiff.solver.grid import Grid, from_times
 from jaxdiff.solver.table import Table
 
@@ -49,7 +49,7 @@ def trace(
 
     Evaluations then see exact states, which is how multistep methods are started at full order.
     """
-    block = _block(table)
+    block = plain_block(table)
     A, B = np.asarray(block.A), np.asarray(block.B)
     ys, ds, done = [x] * A.shape[1], [np.zeros_like(x)] * B.shape[1], 0
     for k in range(A.shape[0]):
@@ -95,7 +95,7 @@ def order(
     for count in steps:
         points = grid(process, count)
         table = make(process, points)
-        if _block(table).C.any():
+        if plain_block(table).C.any():
             raise ValueError("make: gives a stochastic table; order() measures deterministic solvers")
         at = [*range(1, warm + 1), count]
         x = points.alpha[0] * 0.3 + points.sigma[0] * np.linspace(-2.0, 2.0, 33)

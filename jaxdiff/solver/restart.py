@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.process.process import Process
-from jaxdiff.solver.algebra import _block
+from jaxdiff.solver.algebra import plain_block
 from jaxdiff.solver.build import require_gaussian, require_path
 from jaxdiff.solver.grid import Grid, as_grid
 from jaxdiff.solver.rungekutta import heun
@@ -125,7 +125,7 @@ def join(first: Table, second: Table, *, std: float = 0.0) -> Table:
     with ``std``. ``second`` must not look behind its own first row (makers never do). Raises ValueError for start
     churn in ``second``.
     """
-    a, b = _block(first), _block(second)
+    a, b = plain_block(first), plain_block(second)
     if b.start_noise is not None and b.start_noise != 0:
         raise ValueError("solver: adds churn before its first evaluation; restart() needs a solver without churn")
     if (first.mode is None) != (second.mode is None):

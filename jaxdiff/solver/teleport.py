@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdiff.exact import Gaussian
 from jaxdiff.process.process import Process
-from jaxdiff.solver.algebra import _block
+from jaxdiff.solver.algebra import plain_block
 from jaxdiff.solver.executor import run
 from jaxdiff.solver.streams import check_key, sample_indices, sample_keys
 from jaxdiff.solver.table import Table
@@ -78,7 +78,7 @@ def teleport(process: Process, world: Moments | Gaussian, x: Any, table: Table, 
     """
     if not process.noise.gaussian:
         raise ValueError(f"process: noise law {process.noise.name!r} given; teleport() needs 'gaussian'")
-    block, world = _block(table), _of(world)
+    block, world = plain_block(table), _of(world)
     c = process.coefficients(np.float64(process.t_max if time is None else time))
     t = (float(c.alpha), float(c.sigma))
     s = (float(block.start[0]), float(block.start[1]))

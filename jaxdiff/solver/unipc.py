@@ -49,8 +49,8 @@ def unipc(
     check_choice("prediction", prediction, tuple(FORMS))
     check_tail(lower_order_final)
     count = len(grid)
-    corrected = _per_step("corrector", corrector, count)
-    ratios = np.array(_per_step("compensation", 1.0 if compensation is None else compensation, count), np.float64)
+    corrected = per_step("corrector", corrector, count)
+    ratios = np.array(per_step("compensation", 1.0 if compensation is None else compensation, count), np.float64)
     tape, before = Tape(process, grid[0]), None
     history: list[Node] = []
     for i in range(count):
@@ -79,7 +79,7 @@ def unipc(
     return tape.table(grid[count])
 
 
-def _per_step(name: str, value: Any, count: int) -> list:
+def per_step(name: str, value: Any, count: int) -> list:
     """One value a step, from a single one or a sequence of ``count``."""
     if np.ndim(value) == 0:
         return [value] * count

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxdiff.process.process import Process
-from jaxdiff.solver.algebra import _block, _gain, _propagate
+from jaxdiff.solver.algebra import churn_gain, plain_block, propagate
 from jaxdiff.solver.grid import Grid, from_times
 from jaxdiff.solver.order import Order
 from jaxdiff.solver.table import Table
@@ -25,7 +25,7 @@ def gaussian_law(table: Table, mean: float, variance: float, *, start: float | N
     churn. float64, no sampling: the denoiser is affine, so the state is followed as coefficients on the start and on
     every draw.
     """
-    block = _block(table)
+    block = plain_block(table)
     K = np.shape(block.A)[0]
     alpha, sigma = np.asarray(block.alpha, np.float64), np.asarray(block.sigma, np.float64)
     v = alpha**2 * variance + sigma**2
@@ -33,7 +33,9 @@ def gaussian_law(table: Table, mean: float, variance: float, *, start: float | N
     given = float(block.start[0]) ** 2 * variance + float(block.start[1]) ** 2
     # basis: unused, constant, start, churn, fresh noise of each row
     first = np.zeros(4 + K)
-    first[1], first[2], first[3] = alpha[0] * mean, _gain(block) * np.sqrt(given if start is None else start), churn
+    first[1] = alpha[0] * mean
+    first[2] = churn_gain(block) * np.sqrt(given if start is None else start)
+    first[3] = churn
     constant = np.zeros(4 + K)
     constant[1] = 1.0
 
@@ -42,13 +44,13 @@ def gaussian_law(table: Table, mean: float, variance: float, *, start: float | N
         data = mean * constant + alpha[k] * variance * z
         return float(block.p[k]) * data + float(block.q[k]) * sigma[k] * z
 
-    y = _propagate(block, first, records)[-1]
+    y = propagate(block, first, records)[-1]
     return float(y[1]), float(np.sum(y[2:] ** 2))
 
 
 def weak_error(table: Table) -> float:
     """RMS over data variances of the errors of mean and variance at the end; exact: ``alpha m``, ``alpha^2 v + sigma^2``."""
-    block = _block(table)
+    block = plain_block(table)
     a, s = float(block.alpha[-1]), float(block.sigma[-1])
     errors = []
     for v in VARIANCES:
