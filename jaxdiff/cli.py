@@ -20,6 +20,12 @@ EXAMPLES = {
     "plan": "jaxdiff plan --config configs/digits.py --mesh 8x16x1 --config.data.batch_size=4096",
 }
 
+OPTIONS = """
+
+What a section names has options of its own, which stand beside the name: --config.solver.name=ddim
+--config.solver.eta=0.5, --config.guidance.phi=0.7. They are the keyword arguments in its documentation; a wrong one
+is refused with the list of them."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -35,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary,
             epilog=f"example:\n  {EXAMPLES[name]}\n\nconfig fields, set with --config.FIELD=VALUE:\n"
-            + (bench_config.describe() if name == "bench" else config_lib.describe(like.get(name, name))),
+            + (bench_config.describe() if name == "bench" else config_lib.describe(like.get(name, name)) + OPTIONS),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -115,6 +121,10 @@ def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> dict[str
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. Errors a user can mend are one line on stderr, status 2."""
     parser = _parser()
+    given = sys.argv[1:] if argv is None else argv
+    if given and not given[0].startswith("-") and given[0] not in EXAMPLES:
+        hint = config_lib.near(given[0], EXAMPLES)
+        parser.error(f"command: {given[0]!r} is unknown; allowed: {', '.join(EXAMPLES)}{hint}")
     args, rest = parser.parse_known_args(argv)
     overrides = _overrides(parser, rest)
     try:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from jaxdiff import cli
 from jaxdiff import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -89,6 +90,11 @@ BAD = [
     ({"solver.nmae": "heun"}, "allowed", "name"),
     ({"solver.name": "heum"}, "did you mean 'heun'", None),
     ({"sovler.name": "heun"}, "no such field; did you mean 'solver.name'", None),
+    (
+        {"solver.stepz": "3"},
+        "; did you mean 'steps'?",
+        None,
+    ),
     ({"solver.steps": "0"}, "config.solver.steps: 0 given; need at least 1", None),
     ({"solver.steps": "many"}, "need a whole number", None),
     ({"solver.steps": "2.5"}, "need a whole number", None),
@@ -168,6 +174,13 @@ def test_process_and_solver_need_no_flax():
         "import sys, jaxdiff as jd; jd.process; jd.prediction; jd.solver; jd.exact; assert 'flax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_command_gets_the_nearest_name(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["trian", "--config", "none.py"])
+    assert "command: 'trian' is unknown; allowed: train, " in (said := capsys.readouterr().err)
+    assert said.endswith("did you mean 'train'?\n")
 
 
 def test_help_lists_every_field():

@@ -78,9 +78,10 @@ def _check_components(config: ConfigDict) -> None:
         known = option_parameters(section, config[section].name) if given else {}
         for name, value in given.items():
             if name not in known:
+                own = [path.partition(".")[2] for path in FIELDS if path.startswith(f"{section}.")]
                 raise ConfigError(
-                    f"config.{section}.{name}: {config[section].name!r} has no such option{near(name, known)}; "
-                    f"allowed: {', '.join(known) or 'none'}"
+                    f"config.{section}.{name}: {config[section].name!r} has no such option; "
+                    f"allowed: {', '.join(known) or 'none'}{near(name, [*known, *own])}"
                 )
             check_option(f"{section}.{name}", value, known[name])
 
