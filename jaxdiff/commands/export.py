@@ -143,6 +143,7 @@ def run(path: str, out: str, overrides: dict[str, str]) -> epath.Path:
     if folder.exists() and any(p.name.removesuffix(".partial") not in FILES for p in folder.iterdir()):
         raise ConfigError(f"out: {out!r} is not empty and holds no earlier export; give a new folder")
     made, params, source = draw.load_run(path, overrides)
+    draw.check_writable(folder / FILES[0], "out")
     config = made.config
     params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), params)  # on one device, whatever the run's mesh was
     table = assemble.table(made)

@@ -129,6 +129,9 @@ def test_refusals_are_one_line(workdir, tmp_path, capsys, monkeypatch):
     assert [p.name for p in full.iterdir()] == ["thesis.tex"]
     assert cli.main(["export", "--workdir", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
     assert "config.json" in capsys.readouterr().err
+    monkeypatch.setattr(export, "export_sampler", None)  # nothing is compiled before the folder can be written
+    assert cli.main(["export", "--workdir", workdir, "--out", "/proc/none"]) == 2
+    assert "out: cannot write to /proc/none" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     assert cli.main(["export", "--workdir", workdir, "--out", str(tmp_path / "y")]) == 2
     assert "jaxdiff[export]" in capsys.readouterr().err
