@@ -117,10 +117,10 @@ class Cfg:
     cond: Any
     null: Any
     scale: Any
-    phi: Any
-    space: str = dataclasses.field(metadata={"static": True})
-    noise: str = dataclasses.field(metadata={"static": True})
-    branches: str = dataclasses.field(metadata={"static": True})
+    phi: Any = None
+    space: str = dataclasses.field(default="vpred", metadata={"static": True})
+    noise: str = dataclasses.field(default="guided", metadata={"static": True})
+    branches: str = dataclasses.field(default="separate", metadata={"static": True})
 
     @property
     def process(self) -> Any:

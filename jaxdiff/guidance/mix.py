@@ -48,8 +48,8 @@ class Window:
     scale: Any
     lo: Any
     hi: Any
-    outside: Any
-    by: str = dataclasses.field(metadata={"static": True})
+    outside: Any = 1.0
+    by: str = dataclasses.field(default="sigma", metadata={"static": True})
 
     def __call__(self, query: Query) -> Any:
         """The scale at ``query``; raises ValueError if the level in use is not known there."""
