@@ -16,12 +16,32 @@ import job
 import pytest
 
 SECONDS = int(os.environ.get("CHAOS_SECONDS", "25"))
-STEPS = 30 * SECONDS
-PATIENCE = 120 + 3 * SECONDS
+STEPS = 20 * SECONDS
+LEG = 100  # steps after which a run that is to be disturbed waits for it
+PATIENCE = 900 + 3 * SECONDS
 CONFIG = job.CONFIG.replace("train.steps = 100", f"train.steps = {STEPS}").replace(
     "save_every = 25", "save_every = 20"
 )
 DEVICES = (1, 2, 4, 8)
+
+# a run that waits for a signal once it has done so many steps, or has come to a step: however fast the machine, and
+# however late the signal, it does not slip away
+WAITING = """
+import sys, time
+from jaxdiff import cli
+from jaxdiff.train.preempt import Preemption
+
+begun, ask = [], Preemption.requested
+
+def requested(self, step):
+    begun.append(step)
+    while not self.received and (step >= begun[0] + int(sys.argv[1]) or step >= int(sys.argv[2])):
+        time.sleep(0.01)
+    return ask(self, step)
+
+Preemption.requested = requested
+sys.exit(cli.main(sys.argv[3:]))
+"""
 
 # trains each stretch on its own number of devices and hands over at its last step: stopped as planned, never disturbed
 SCHEDULED = """
@@ -62,33 +82,40 @@ def flip_one_bit(workdir, rng):
     return f"{steps[-1].name}/{path.name}"
 
 
-def disturb(worker, workdir, rng, longest):
-    """Kill it one way or another: mostly a random while after its first step, sometimes while it starts."""
-    beat, beats = workdir / "heartbeat.json", set()
-    enough = rng.choice([1, 2, 2, 2])  # it beats before its first step and after it
-    deadline = time.monotonic() + 120
-    while worker.poll() is None and time.monotonic() < deadline and len(beats) < enough:
-        text = beat.read_text() if beat.exists() else "{}"
-        if json.loads(text).get("pid") == worker.pid:
-            beats.add(text)
+def disturb(worker, workdir, rng, signals):
+    """Kill it one way or another, a random number of steps and a random moment after its first heartbeat."""
+    beat, first, more = workdir / "heartbeat.json", None, rng.choice([0, 1, *range(10, LEG, 10)])
+    deadline = time.monotonic() + PATIENCE
+    while worker.poll() is None and time.monotonic() < deadline:
+        now = json.loads(beat.read_text()) if beat.exists() else {}
+        if now.get("pid") == worker.pid:
+            first = now["step"] if first is None else first
+            if now["step"] >= first + more:
+                break
         time.sleep(0.01)
-    time.sleep(rng.uniform(0, longest))
+    time.sleep(rng.uniform(0, 0.3))
     if worker.poll() is None:
-        worker.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        worker.send_signal(rng.choice(signals))
 
 
 class History:
     """Which stretch of steps that lasted was trained on how many devices."""
 
     def __init__(self):
-        self.stretches = []  # (first step, devices), ascending
+        self.stretches = []  # (first step, devices), ascending; none is empty
 
     def began(self, output, fresh, devices):
         """Note where a run went on, from what it printed; what it did not go on from is forgotten."""
         said = re.search(r"continuing from step (\d+) ", output)
         if said or fresh:
             start = int(said[1]) if said else 0
-            self.stretches = [s for s in self.stretches if s[0] < start] + [(start, devices)]
+            self.stretches = [s for s in self.stretches if s[0] < start]
+            if start < STEPS:
+                self.stretches.append((start, devices))
+
+    def until(self, step):
+        """The numbers of devices on which the steps before ``step`` were trained."""
+        return {devices for start, devices in self.stretches if start < step}
 
     def schedule(self):
         """(step at which it ends, devices) of each stretch."""
@@ -96,26 +123,38 @@ class History:
         return [(end, devices) for end, (_, devices) in zip(ends, self.stretches, strict=True)]
 
 
-def chaos(config, workdir, seed, devices=(1,), longest=2.0):
-    """Disturb a run for SECONDS, then let it end; returns what was done to it and on what it was trained."""
+def chaos(config, workdir, seed, devices=(1,)):
+    """Disturb a run for SECONDS, four times at least, then let it end; returns what was done and on what it was trained.
+
+    It is killed once and, where there are several numbers of devices, trained on two of them, whatever the machine's
+    speed: until that is done it can neither end nor be let end.
+    """
     rng, begun, deeds, history = random.Random(seed), time.monotonic(), [], History()
     turns = itertools.cycle(rng.sample(devices, len(devices)))  # every restart finds another number
+    flipped = None
     for leg in itertools.count():
-        count, fresh = next(turns), not committed(workdir)
-        varied = len({count} | {n for _, n in history.stretches}) >= min(2, len(devices))
-        last = time.monotonic() - begun >= SECONDS and not fresh and varied
-        worker = job.start(config, workdir, devices=count)
-        if not last:
-            disturb(worker, workdir, rng, longest)
+        count, steps = next(turns), [int(path.name) for path in committed(workdir)]
+        start = [0, *steps][-2 if flipped else -1]  # the least from which it can go on
+        numbers = history.until(start) | ({count} if start < STEPS else set())
+        enough = -signal.SIGKILL in deeds and len(numbers) >= min(2, len(devices))
+        last = enough and bool(steps) and leg >= 4 and time.monotonic() - begun >= SECONDS
+        if last:
+            worker = job.start(config, workdir, devices=count)
+        else:
+            until = 10 * STEPS if enough else STEPS - 1
+            worker = job.start(config, workdir, program=["-c", WAITING, str(LEG), str(until)], devices=count)
+            kinds = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]
+            disturb(worker, workdir, rng, kinds if -signal.SIGKILL in deeds else kinds[:1])
         ((status, output),) = job.finish([worker], PATIENCE)
         assert status in (0, -signal.SIGKILL, -signal.SIGTERM), output  # -15: before the handler stood
-        history.began(output, fresh, count)
+        history.began(output, not steps, count)
         assert status == 0 or not last, output
         if last or (status == 0 and f"step {STEPS}/{STEPS} " in output):  # a kill may fall after the last step's line
             return deeds, history.schedule()
         deeds.append(status)
-        if rng.random() < 0.4 and (done := flip_one_bit(workdir, rng)):
-            deeds.append(done)
+        flipped = flip_one_bit(workdir, rng) if rng.random() < 0.4 else None
+        if flipped:
+            deeds.append(flipped)
         assert leg < 10 * SECONDS
 
 
