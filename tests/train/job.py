@@ -1,8 +1,11 @@
 """Real processes that train a tiny network through the command line, for tests."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -18,27 +21,45 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = tiny_run.config()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(ports=None):
+    """A port that nobody holds, by default one that the system gives to nobody who does not ask for it by number.
+
+    Process 0 binds it seconds later, and a port that the system gives out could be taken by then.
+    """
+    if ports is None:
+        given_out = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
+        first = int(given_out.read_text().split()[0]) if given_out.exists() else 32768
+        ports = range(20000, first) if first > 21000 else range(20000, 65536)
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no port is free in {ports}")
 
 
-def environment(devices, port=None, process=None, count=2):
-    """Variables of one process that sees ``devices`` simulated devices, alone or in a job."""
-    chosen = {k: v for k, v in os.environ.items() if not k.startswith(("JAX", "SLURM", "XLA")) and k != "CI"}
+def environment(devices, port=None, process=None, count=2, heartbeat=300):
+    """Variables of one process that sees ``devices`` simulated devices, alone or in a job.
+
+    ``heartbeat``: seconds for which a process may be silent before the others take it for dead; long, because on a
+    loaded machine one may not run for a while.
+    """
+    ours = ("JAX", "SLURM", "XLA", "TPU_")
+    chosen = {k: v for k, v in os.environ.items() if not k.startswith(ours) and k not in ("CI", "PORT")}
     chosen |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAXDIFF_HEARTBEAT_SECONDS": str(heartbeat),
     }
     if port is not None:
         chosen |= {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(process),
-            "JAXDIFF_HEARTBEAT_SECONDS": "5",
         }
     return chosen
 
@@ -53,21 +74,25 @@ def start(config, workdir, *more, program=None, **where):
     )  # fmt: skip
 
 
-def start_pair(config, workdir, *more, devices=2, program=(None, None)):
-    port = free_port()
-    return [
-        start(config, workdir, *more, program=program[p], devices=devices, port=port, process=p) for p in range(2)
-    ]
+def start_pair(config, workdir, *more, devices=2, program=(None, None), heartbeat=300):
+    where = {"devices": devices, "port": free_port(), "heartbeat": heartbeat}
+    return [start(config, workdir, *more, program=program[p], process=p, **where) for p in range(2)]
 
 
-def finish(workers, seconds=120):
-    """(exit status, output) of each; whatever is left after ``seconds`` is killed, which fails the test."""
-    try:
-        outputs = [worker.communicate(timeout=seconds)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    return [(worker.returncode, output) for worker, output in zip(workers, outputs)]
+def finish(workers, seconds=900):
+    """(exit status, output) of each; what is not done after ``seconds``, far beyond any machine's need, has failed."""
+
+    def end(worker):
+        try:
+            return worker.communicate(timeout=seconds)[0], False
+        except subprocess.TimeoutExpired:
+            os.killpg(worker.pid, signal.SIGKILL)  # its children too; each was started as a session of its own
+            return worker.communicate()[0], True
+
+    with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:  # one that nobody reads could not write on
+        ends = list(pool.map(end, workers))
+    assert not any(hung for _, hung in ends), f"not done after {seconds} s:\n" + "\n".join(text for text, _ in ends)
+    return [(worker.returncode, text) for worker, (text, _) in zip(workers, ends)]
 
 
 def losses(workdir):

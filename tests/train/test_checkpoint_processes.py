@@ -1,11 +1,11 @@
 """Two real processes write a checkpoint together and walk back together; one process reads what they wrote."""
 
 import pathlib
-import socket
 import subprocess
 import sys
 import textwrap
 
+import job
 import numpy as np
 
 from jaxdiff.train.checkpoint import Checkpointer
@@ -17,7 +17,7 @@ WORKER = """
     import jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
     port, process, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, heartbeat_timeout_seconds=30)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, heartbeat_timeout_seconds=300)
     from jaxdiff.train.checkpoint import Checkpointer, CheckpointError
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -65,9 +65,7 @@ WORKER = """
 
 
 def test_two_processes(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = job.free_port()
     script = tmp_path / "worker.py"
     script.write_text(textwrap.dedent(WORKER))
     workers = [
@@ -77,15 +75,11 @@ def test_two_processes(tmp_path):
             stderr=subprocess.STDOUT,
             text=True,
             cwd=pathlib.Path(__file__).parents[2],
+            start_new_session=True,
         )
         for process in range(2)
     ]
-    outputs = []
-    try:
-        outputs = [worker.communicate(timeout=100)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
+    outputs = [output for _, output in job.finish(workers)]
     assert all(f"done {process}" in output for process, output in enumerate(outputs)), "\n".join(outputs)[-6000:]
 
     values = np.arange(96, dtype=np.float32).reshape(8, 12) + 2
