@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -79,8 +80,8 @@ def test_two_processes_stop_together_and_go_on(config, tmp_path):
     workdir, path = tmp_path / "run", commands(tmp_path / "bin")
     train = ["two_processes.sh", "--config", config, "--workdir", workdir]
     more = ["--config.train.steps=20000", "--config.train.save_every=20000"]
-    first = launch(*train, *more, PATH=path, JAXDIFF_HEARTBEAT_SECONDS="10")
-    beat, deadline = workdir / "heartbeat.json", time.monotonic() + 100
+    first = launch(*train, *more, PATH=path, PORT=str(job.free_port()))
+    beat, deadline = workdir / "heartbeat.json", time.monotonic() + 600
     while first.poll() is None and time.monotonic() < deadline:
         if beat.exists() and json.loads(beat.read_text())["step"] >= 10:
             break
@@ -91,16 +92,20 @@ def test_two_processes_stop_together_and_go_on(config, tmp_path):
     step, mesh = mesh_of(workdir)
     assert f"preempted: saved step {step}" in output and 10 <= step < 20000 and mesh["data"] == 4
     last = step + 20
-    second = launch(*train, f"--config.train.steps={last}", "--allow-config-change", PATH=path)
+    second = launch(
+        *train, f"--config.train.steps={last}", "--allow-config-change", PATH=path, PORT=str(job.free_port())
+    )
     ((status, output),) = job.finish([second])
     assert status == 0 and f"continuing from step {step} (restart 1)" in output, output
     assert mesh_of(workdir)[0] == last
 
 
 def test_two_processes_reports_failure(config, tmp_path):
-    path = commands(tmp_path / "bin", jaxdiff="#!/bin/sh\nexit $((JAX_PROCESS_ID * 3))\n")
-    ((status, output),) = job.finish([launch("two_processes.sh", PATH=path)])
+    told = '#!/bin/sh\necho "$JAX_COORDINATOR_ADDRESS"\nexit $((JAX_PROCESS_ID * 3))\n'
+    ((status, output),) = job.finish([launch("two_processes.sh", PATH=commands(tmp_path / "bin", jaxdiff=told))])
     assert status == 3, output
+    first, second = output.split()  # and without PORT it finds one itself
+    assert first == second and re.fullmatch(r"127\.0\.0\.1:\d+", first)
 
 
 @pytest.mark.slow
@@ -108,8 +113,8 @@ def test_slurm_tasks_train_as_one(config, tmp_path):
     """The batch script under a stand-in ``srun``; jax itself reads the step's variables. Equal to one process."""
     workdir = tmp_path / "run"
     path = commands(tmp_path / "bin", srun=SRUN.format(python=sys.executable))
-    number = job.free_port() % 4096  # jax takes its port from the job's number
-    slurm = {"SLURM_JOB_ID": str(4096 + number), "SLURM_NTASKS": "2", "RESTARTS": "1", "STALL": "100"}
+    port = job.free_port(range(61440, 65536))  # jax takes it from the job's number
+    slurm = {"SLURM_JOB_ID": str(port - 61440), "SLURM_NTASKS": "2", "RESTARTS": "1", "STALL": "900"}
     ((status, output),) = job.finish(
         [launch("slurm.sh", "--config", config, "--workdir", workdir, PATH=path, **slurm)]
     )
