@@ -12,17 +12,20 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 export XLA_FLAGS="${XLA_FLAGS:---xla_force_host_platform_device_count=2}"
 export JAXDIFF_HEARTBEAT_SECONDS="${JAXDIFF_HEARTBEAT_SECONDS:-10}"
 
+first= second= told=
+trap 'told=1; kill -TERM $first $second 2>/dev/null' TERM INT
 JAX_PROCESS_ID=0 jaxdiff train "$@" & first=$!
 JAX_PROCESS_ID=1 jaxdiff train "$@" & second=$!
-trap 'kill -TERM $first $second 2>/dev/null' TERM INT
+[ -z "$told" ] || kill -TERM $first $second 2>/dev/null  # it came between the two
 
-# wait returns early when a signal is trapped, so wait until the process is really gone
+# wait returns early, with 128 + its number, when a signal is trapped: then wait again, for the process's own status
 status=0
 for child in $first $second; do
     while :; do
+        told=
         wait $child
         code=$?
-        kill -0 $child 2>/dev/null || break
+        [ -n "$told" ] && [ $code -gt 128 ] || break
     done
     [ $code -eq 0 ] || status=$code
 done
