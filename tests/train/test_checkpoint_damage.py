@@ -284,11 +284,16 @@ WRITER = """
 
 
 def test_kill_9_during_a_save(tmp_path):
-    """Killed in the middle of an asynchronous save of 25 MB, three times; each restart verifies and goes on."""
+    """Killed after an asynchronous save of 25 MB began, three times or more; each restart verifies and goes on.
+
+    One kill at least falls into the save: a test that is not let on at once may find it done, and then tries again.
+    """
     script = tmp_path / "writer.py"
     script.write_text(textwrap.dedent(WRITER))
-    reached = []
-    for saves in (2, 3, 2):
+    reached, torn = [], 0
+    for saves in (2, 3, *[2] * 20):
+        if torn and len(reached) >= 3:
+            break
         process = subprocess.Popen(
             [sys.executable, script, tmp_path / "c"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -299,7 +304,8 @@ def test_kill_9_during_a_save(tmp_path):
             process.stdout.readline()
         process.kill()  # the last save has just begun
         process.communicate()
-    assert list((tmp_path / "c").glob("*tmp*"))
+        torn += bool(list((tmp_path / "c").glob("*tmp*")))
+    assert torn
     assert reached[0] == 0 and reached == sorted(set(reached)), reached  # every run advanced
     with Checkpointer(tmp_path / "c") as reader:
         assert reader.latest_verified_step() == max(reader.steps()) > reached[-1]
