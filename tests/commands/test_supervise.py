@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -73,17 +74,70 @@ def test_finished_or_refused_is_not_restarted(run, status):
     assert run(f"sys.exit({status})", 5) == (status, 1, [])
 
 
-def test_hung_run_is_killed(run):
-    begun = time.monotonic()
-    status, starts, lines = run("beat(start); start == 1 and time.sleep(60)", 1, timeout=1.0)
+@pytest.fixture
+def skip(monkeypatch):
+    """``skip(seconds)`` puts the supervisor's clock forward; whatever the machine's load, nothing else takes an hour."""
+    ahead, real = [0.0], time.monotonic
+
+    def put(seconds):
+        ahead[0] += seconds
+
+    clock = types.SimpleNamespace(monotonic=lambda: real() + ahead[0], sleep=time.sleep)
+    monkeypatch.setattr(module, "time", clock)
+    return put
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """``looks(then)``: call ``then(step)`` after each of the supervisor's looks at the heartbeat (-1: there is none)."""
+    look = module._beat
+
+    def install(then):
+        def watched(path):
+            found = look(path)
+            then(found[1])
+            return found
+
+        monkeypatch.setattr(module, "_beat", watched)
+
+    return install
+
+
+def test_hung_run_is_killed(run, skip, looks):
+    seen = []
+
+    def two_hours_without_a_beat(step):
+        seen.append(step)
+        if seen.count(1) == 2:  # the first look finds what run 1 wrote; by the second, nothing has come for long
+            skip(7200)
+
+    looks(two_hours_without_a_beat)
+    status, starts, lines = run("beat(start); start == 1 and time.sleep(600)", 1, timeout=3600.0)
     assert (status, starts) == (0, 2)
-    assert "no heartbeat for 1 s" in lines[0] and "SIGKILL" in lines[1]
-    assert time.monotonic() - begun < 30
+    assert "no heartbeat for 3600 s" in lines[0] and "SIGKILL after step 1" in lines[1]
 
 
-def test_slow_run_with_heartbeats_is_left_alone(run):
-    body = "for i in range(8):\n    beat(i)\n    time.sleep(0.3)"
-    assert run(body, 0, timeout=1.5) == (0, 1, [])
+def test_slow_run_with_heartbeats_is_left_alone(run, skip, looks, tmp_path):
+    """A beat every 40 minutes for hours; the run waits after each until the supervisor has seen it, and again."""
+    seen = []
+
+    def forty_minutes_later(step):
+        seen.append(step)
+        if step >= 0 and seen.count(step) == 1:
+            skip(2400)
+        elif step >= 0:
+            (tmp_path / f"seen{step}").touch()
+
+    looks(forty_minutes_later)
+    body = (
+        "end = time.monotonic() + 600\n"
+        "for i in range(8):\n"
+        "    beat(i)\n"
+        "    while not (workdir / f'seen{i}').exists() and time.monotonic() < end:\n"
+        "        time.sleep(0.01)"
+    )
+    assert run(body, 0, timeout=3600.0) == (0, 1, [])
+    assert set(range(8)) <= set(seen)
 
 
 def test_backoff_doubles(tmp_path):
@@ -97,15 +151,15 @@ def test_backoff_doubles(tmp_path):
 def test_sigterm_is_passed_on_and_ends_it(tmp_path):
     script = (
         "import sys; from jaxdiff.commands.supervise import supervise\n"
-        f"sys.exit(supervise({[sys.executable, '-c', CHILD, str(tmp_path), 'beat(1); time.sleep(60)']!r}, "
+        f"sys.exit(supervise({[sys.executable, '-c', CHILD, str(tmp_path), 'beat(1); time.sleep(600)']!r}, "
         f"{str(tmp_path)!r}, 5))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (tmp_path / "heartbeat.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(300) == 0
     assert (tmp_path / "saved").exists() and (tmp_path / "starts").read_text() == "1"
 
 

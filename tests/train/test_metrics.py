@@ -54,19 +54,24 @@ def test_stop_names_step_metric_and_count():
         MetricLog(0)
 
 
-def test_clock_measures_rate_wait_and_leaves_pauses_out():
+def test_clock_measures_rate_wait_and_leaves_pauses_out(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Clock()
-    for _ in range(4):
-        time.sleep(0.01)
+    for step in range(4):
+        now[0] += 0.01 * (step + 1)
         clock.waited(0.005)
         clock.tick()
-        time.sleep(0.02)
+        now[0] += 0.02
         clock.pause()
+    now[0] += 0.06  # the device catches up
+    clock.settle()
     row = clock.summary(100)
-    assert 0.04 <= clock.productive_seconds < 0.075
-    assert row["images_per_second"] == pytest.approx(400 / clock.productive_seconds)
-    assert row["step_seconds_p50"] <= row["step_seconds_p90"] <= row["step_seconds_p99"]
-    assert row["input_wait_fraction"] == pytest.approx(0.02 / clock.productive_seconds)
+    assert clock.productive_seconds == pytest.approx(0.16)
+    assert row["images_per_second"] == pytest.approx(400 / 0.16) and row["steps_per_second"] == pytest.approx(25)
+    assert row["step_seconds_p50"] == pytest.approx(0.025)
+    assert row["step_seconds_p50"] < row["step_seconds_p90"] < row["step_seconds_p99"] < 0.04
+    assert row["input_wait_fraction"] == pytest.approx(0.02 / 0.16)
     clock.start_interval()
     assert clock.summary(100) == {}
 

@@ -1,6 +1,8 @@
 """A bar on a terminal, rare lines in a pipe, silence in CI."""
 
 import io
+import itertools
+import time
 
 import pytest
 
@@ -27,8 +29,11 @@ def show(stream, **settings):
 
 
 @pytest.fixture(autouse=True)
-def no_ci(monkeypatch):
+def surroundings(monkeypatch):
+    """No CI, and a clock that goes on by 20 ms at every look, whatever the machine does meanwhile."""
     monkeypatch.delenv("CI", raising=False)
+    now = itertools.count(100.0, 0.02)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
 
 
 def test_pipe_gets_single_lines_now_and_then():
