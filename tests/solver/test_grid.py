@@ -118,6 +118,8 @@ BAD = {
     "rho": (lambda: grid.edm_rho(LINEAR, 4, rho=0.0), "rho: 0.0 given"),
     "sigma_min": (lambda: grid.edm_rho(LINEAR, 4, sigma_min=0.0), "sigma_min: 0.0 given"),
     "sigma_max": (lambda: grid.edm_rho(LINEAR, 4, sigma_max=-3.0), "sigma_max: -3.0 given"),
+    "beyond t_max": (lambda: grid.edm_rho(process.edm(), 4, sigma_max=100.0), "sigma/alpha=80 to 0"),
+    "below sigma_min": (lambda: grid.logsnr(process.ve(), 4, lam_max=6.0), "lam=-3.91202 to 4.60517"),
     "levels swapped": (lambda: grid.logsnr(LINEAR, 4, lam_min=2.0, lam_max=1.0), "grid: noise level must fall"),
     "unsorted": (lambda: solver.ddim(LINEAR, [0.9, 0.2, 0.5]), "times: must decrease strictly"),
     "increasing": (lambda: solver.ddim(LINEAR, [0.1, 0.5, 0.9]), "times: must decrease strictly"),

@@ -25,6 +25,14 @@ def _by_level(process: Process, steps: int, low: float | None, high: float | Non
     count = steps if append else steps + 1
     unit = np.linspace(0.0, 1.0, count) if count > 1 else np.zeros(1)
     times = np.asarray(process.time(spacing(noisy, clean, unit)), np.float64)
+    if times[0] > process.t_max * (1 + 1e-9) or times[-1] < -1e-9:
+        ends = [float(process.half_log_snr(t)) for t in (process.t_max, 0.0)]
+        raise ValueError(
+            f"grid: levels from lam={noisy:g} to {clean:g} (sigma/alpha={np.exp(-noisy):g} to {np.exp(-clean):g}) given; "
+            f"process {process.name!r} has lam={ends[0]:g} to {ends[1]:g} (sigma/alpha={np.exp(-ends[0]):g} to "
+            f"{np.exp(-ends[1]):g})"
+        )
+    times = np.clip(times, 0.0, process.t_max)
     if low is None:
         times[0] = process.t_max
     if high is None and count > 1:
