@@ -6,7 +6,6 @@ import pathlib
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
@@ -54,7 +53,7 @@ def test_bench_writes_the_folder(config, tmp_path, capsys):
     stored = json.loads((out / "results.json").read_text())
     assert stored["config"]["nfe"] == [3] and len(stored["rows"]) == 2
     seconds = stored["seconds"]["dpm_solver_pp(order=3)"]
-    assert seconds["nfe"] == 3 and 0 < seconds["seconds"] < 10
+    assert seconds["nfe"] == 3 and seconds["seconds"] > 0
     assert "## Wall time" in (out / "report.md").read_text()
 
 
@@ -111,10 +110,8 @@ def test_shipped_configs_are_valid(name):
 def test_help_imports_no_jax():
     code = "import sys, jaxdiff.cli\ntry: jaxdiff.cli.main(['bench', '--help'])\nexcept SystemExit: pass\n"
     code += "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
-    began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "reference_steps" in done.stdout and "--out" in done.stdout
-    assert time.perf_counter() - began < 5  # far above its 0.1 s; the modules are the real claim
 
 
 @pytest.mark.slow

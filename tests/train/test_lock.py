@@ -14,7 +14,7 @@ import sys, time
 from jaxdiff.train.lock import WorkdirLock
 lock = WorkdirLock(sys.argv[1])
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
