@@ -121,22 +121,14 @@ def report(
 
     Raises ``ValueError`` for sets of different shapes, too few points, or labels that do not fit.
     """
-    sets = {"samples": samples, "heldout": heldout, "train": train}
-    sets = {name: np.asarray(points, np.float32) for name, points in sets.items()}
-    shape = sets["heldout"].shape[1:]
-    for name, points in sets.items():
-        if points.ndim < 2 or points.shape[1:] != shape or len(points) < k + 2:
-            raise ValueError(f"{name}: shape {points.shape}; expected (N, {str(shape)[1:-1]}) with N >= {k + 2}")
-        bad = int((~np.isfinite(points.reshape(len(points), -1)).all(axis=1)).sum())
-        if bad:
-            raise ValueError(f"{name}: {bad} of {len(points)} hold NaN or infinity; every value must be finite")
+    sets = _finite_sets({"samples": samples, "heldout": heldout, "train": train}, k + 2)
     given = {"samples": sample_labels, "heldout": heldout_labels, "train": train_labels}
     labels = {n: _label_array(v, len(sets[n]), f"{n} labels") for n, v in given.items() if v is not None}
-    stratified = len(labels) == len(sets)
+    strata = labels if len(labels) == len(sets) else None
 
     most = min(len(points) for points in sets.values())
-    if stratified:
-        most = _feasible(labels["heldout"], (labels["samples"], labels["train"]), most)
+    if strata is not None:
+        most = _feasible(strata["heldout"], (strata["samples"], strata["train"]), most)
     if count is None:
         count = most
     if not k + 2 <= count <= most:
@@ -146,47 +138,18 @@ def report(
     if subsets < 1:
         raise ValueError(f"subsets: {subsets}; allowed >= 1")
 
-    network = default_network(shape) if network is None else network
+    network = default_network(sets["heldout"].shape[1:]) if network is None else network
     found = {name: extract(network, points) for name, points in sets.items()}
     points = {name: flat(value) for name, value in sets.items()}
     features = {name: value.features for name, value in found.items()}
 
     kernel = partial(rbf, bandwidths=[factor * median_bandwidth(points["heldout"]) for factor in BANDWIDTH_FACTORS])
     limited = min(count, pairwise_limit)
-    values: dict[str, dict[str, list[float]]] = {}
+    rows = []
     for index in range(subsets):
-        generator = np.random.default_rng((seed, index))
-        wanted = quotas(labels["heldout"], count) if stratified else None
-        drawn = {}
-        for name in sets:
-            own = labels[name] if stratified else None
-            drawn[name] = generator.permutation(_draw(generator, len(sets[name]), count, own, wanted))
-        reference, few = drawn["heldout"], drawn["heldout"][:limited]
-        for side, name in (("samples", "samples"), ("floor", "train")):
-            x, x_few = drawn[name], drawn[name][:limited]
-            shares = precision_recall(features[name][x_few], features["heldout"][few], k=k)
-            row = {
-                "frechet": frechet_distance(features[name][x], features["heldout"][reference]),
-                "kid": float(mmd_squared(features[name][x_few], features["heldout"][few], polynomial)),
-                "precision": shares.precision,
-                "recall": shares.recall,
-                "sliced_w2": float(sliced_wasserstein(points[name][x], points["heldout"][reference])),
-                "mmd": float(mmd_squared(points[name][x_few], points["heldout"][few], kernel)),
-            }
-            for metric, value in row.items():
-                values.setdefault(metric, {}).setdefault(side, []).append(value)
-
-    metrics = {}
-    for metric, sides in values.items():
-        ours, floor = float(np.mean(sides["samples"])), float(np.mean(sides["floor"]))
-        metrics[metric] = {
-            "samples": ours,
-            "floor": floor,
-            "samples_spread": float(np.std(sides["samples"])),
-            "floor_spread": float(np.std(sides["floor"])),
-            "ratio": ours / floor if metric in ("frechet", "sliced_w2") and floor > 0 else None,
-            "count": count if metric in ("frechet", "sliced_w2") else limited,
-        }
+        drawn = _subsets(np.random.default_rng((seed, index)), sets, strata, count)
+        ours, floor = (_distances(points, features, drawn, name, limited, k, kernel) for name in ("samples", "train"))
+        rows.append((ours, floor))
 
     # the training set is searched whole, for a few of the samples and of the held-out points that give the scale
     checked = slice(pairwise_limit)
@@ -196,29 +159,93 @@ def report(
         where: memorisation(space["samples"][checked], space["train"], space["heldout"][scale])._asdict()
         for where, space in spaces.items()
     }
-
-    agreement = None
-    if "samples" in labels and found["samples"].logits is not None:
-        ours = agreement_of_logits(found["samples"].logits, labels["samples"])
-        real = labels.get("heldout")
-        accuracy = None if real is None else agreement_of_logits(found["heldout"].logits, real)
-        agreement = {
-            "samples": ours,
-            "heldout": accuracy,
-            "difference": None if accuracy is None else ours - accuracy,
-        }
-
     return {
-        "metrics": metrics,
+        "metrics": _summary(rows, count, limited),
         "memorisation": copies,
-        "class_agreement": agreement,
+        "class_agreement": _agreement(found, labels),
         "features": network.name,
         "count": count,
         "subsets": subsets,
         "seed": seed,
-        "stratified": stratified,
+        "stratified": strata is not None,
         "sizes": {name: len(value) for name, value in sets.items()},
     }
+
+
+def _finite_sets(given: dict[str, Any], least: int) -> dict[str, np.ndarray]:
+    """The sets as float32, all finite, of one shape and of at least ``least`` points."""
+    sets = {name: np.asarray(points, np.float32) for name, points in given.items()}
+    shape = sets["heldout"].shape[1:]
+    for name, points in sets.items():
+        if points.ndim < 2 or points.shape[1:] != shape or len(points) < least:
+            raise ValueError(f"{name}: shape {points.shape}; expected (N, {str(shape)[1:-1]}) with N >= {least}")
+        bad = int((~np.isfinite(points.reshape(len(points), -1)).all(axis=1)).sum())
+        if bad:
+            raise ValueError(f"{name}: {bad} of {len(points)} hold NaN or infinity; every value must be finite")
+    return sets
+
+
+def _subsets(
+    generator: np.random.Generator, sets: dict[str, np.ndarray], strata: dict[str, np.ndarray] | None, count: int
+) -> dict[str, np.ndarray]:
+    """Indices of ``count`` points of every set; with labels in the held-out set's proportions."""
+    wanted = None if strata is None else quotas(strata["heldout"], count)
+    drawn = {}
+    for name in sets:
+        own = None if strata is None else strata[name]
+        drawn[name] = generator.permutation(_draw(generator, len(sets[name]), count, own, wanted))
+    return drawn
+
+
+def _distances(
+    points: dict[str, np.ndarray],
+    features: dict[str, np.ndarray],
+    drawn: dict[str, np.ndarray],
+    name: str,
+    limited: int,
+    k: int,
+    kernel: Callable,
+) -> dict[str, float]:
+    """Every metric between the subsets of the set ``name`` and of the held-out one; quadratic ones on ``limited`` of each."""
+    x, reference = drawn[name], drawn["heldout"]
+    x_few, few = x[:limited], reference[:limited]
+    shares = precision_recall(features[name][x_few], features["heldout"][few], k=k)
+    return {
+        "frechet": frechet_distance(features[name][x], features["heldout"][reference]),
+        "kid": float(mmd_squared(features[name][x_few], features["heldout"][few], polynomial)),
+        "precision": shares.precision,
+        "recall": shares.recall,
+        "sliced_w2": float(sliced_wasserstein(points[name][x], points["heldout"][reference])),
+        "mmd": float(mmd_squared(points[name][x_few], points["heldout"][few], kernel)),
+    }
+
+
+def _summary(rows: list[tuple[dict[str, float], dict[str, float]]], count: int, limited: int) -> dict[str, Any]:
+    """Mean and spread of each metric over the draws, ``rows`` of (samples, floor), and their ratio."""
+    metrics = {}
+    for metric in rows[0][0]:
+        ours, floor = ([row[side][metric] for row in rows] for side in (0, 1))
+        mean, least = float(np.mean(ours)), float(np.mean(floor))
+        whole = metric in ("frechet", "sliced_w2")
+        metrics[metric] = {
+            "samples": mean,
+            "floor": least,
+            "samples_spread": float(np.std(ours)),
+            "floor_spread": float(np.std(floor)),
+            "ratio": mean / least if whole and least > 0 else None,
+            "count": count if whole else limited,
+        }
+    return metrics
+
+
+def _agreement(found: dict[str, Any], labels: dict[str, np.ndarray]) -> dict[str, float | None] | None:
+    """How often the network's class is the label, for samples and held-out points; None without logits or labels."""
+    if "samples" not in labels or found["samples"].logits is None:
+        return None
+    ours = agreement_of_logits(found["samples"].logits, labels["samples"])
+    real = labels.get("heldout")
+    accuracy = None if real is None else agreement_of_logits(found["heldout"].logits, real)
+    return {"samples": ours, "heldout": accuracy, "difference": None if accuracy is None else ours - accuracy}
 
 
 def report_table(result: dict[str, Any], *, digits: int = 3) -> str:
