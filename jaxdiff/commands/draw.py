@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import zipfile
 from typing import Any
 
@@ -23,6 +22,7 @@ from jaxdiff.eval import image_grid
 from jaxdiff.solver.table import Table
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.mesh import batch_sharding, make_mesh
+from jaxdiff.train.metrics import replace_text
 from jaxdiff.train.state import abstract_state
 
 __all__ = ["averaged", "batch", "labels", "load_run", "run", "to_file"]
