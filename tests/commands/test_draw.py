@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from jaxdiff import cli
@@ -144,6 +146,28 @@ def test_two_hundred_thousand_survive_kill_nine_in_little_memory(run, tmp_path):
     kibibytes(child(run, tmp_path / "killed.npz", 200_000))
     assert not chunks.exists()
     assert (tmp_path / "killed.npz").read_bytes() == (tmp_path / "straight.npz").read_bytes()
+
+
+def test_chunks_left_by_a_kill_while_they_were_deleted_are_nobody_else_s(run, tmp_path, monkeypatch, capsys):
+    argv = ["sample", "--workdir", str(run), "--out", str(tmp_path / "a.npz"), "--num", "40"]
+    kind, left = type(epath.Path(tmp_path)), []
+
+    def dies_after_one(path, **options):
+        if path.suffix == ".npy":
+            left.append(path)
+            if len(left) == 2:
+                raise KeyboardInterrupt
+        pathlib.Path(path).unlink(**options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "unlink", dies_after_one)
+        assert cli.main(argv) == 130
+    assert (tmp_path / "a.npz").exists() and left[1].exists() and not left[0].exists()
+    written = (tmp_path / "a.npz").read_bytes()
+    assert cli.main([*argv, "--config.sample.seed=7"]) == 2
+    assert "chunks of another run" in capsys.readouterr().err
+    assert cli.main(argv) == 0  # its own go on
+    assert (tmp_path / "a.npz").read_bytes() == written and not left[1].parent.exists()
 
 
 def test_chunks_of_another_run_are_refused(run, tmp_path, capsys):
