@@ -290,7 +290,6 @@ def run(
     d: Any,
     x: Any,
     key: jax.Array | None = None,
-    *,
     index: Any = None,
     hooks: Hooks | None = None,
     record: Sequence[str] = (),
@@ -360,7 +359,12 @@ def sample(
     draw, go = programs(shape, sharding, tuple(record), kind)
     table = device(table, hooks=hooks is not None)
     x, index = draw(table, key, index, init)
-    return go(table, prediction.lift(d), x, key, index, hooks)
+    return go(table, prediction.lift(d), x, key, index, _wrapped(hooks))
+
+
+def _wrapped(given: Hooks | None) -> Hooks | None:
+    """Hooks that were built of plain functions as :func:`hooks` builds them: a jitted function takes no others."""
+    return None if given is None else hooks(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
 
 
 class _Shapes(tuple):
