@@ -39,6 +39,8 @@ FREE = (
     *("train.tensorboard", "train.wandb", "train.nonfinite_limit", "train.peak_flops"),
 )
 
+BEGUN = (".lock", "config.json.partial")  # what a run that was killed while it stored its config leaves
+
 
 def open_workdir(path: str, config: ConfigDict, hold: contextlib.ExitStack, change: bool = False) -> epath.Path:
     """The working directory, made if missing, locked in ``hold``, holding ``config`` as config.json.
@@ -59,7 +61,7 @@ def open_workdir(path: str, config: ConfigDict, hold: contextlib.ExitStack, chan
                 f"workdir: {path} holds another config ({'; '.join(map(str, lines))}); give another --workdir, or "
                 "--allow-config-change to continue this run with the new values"
             )
-    elif workdir.exists() and any(entry.name != ".lock" for entry in workdir.iterdir()):
+    elif workdir.exists() and any(entry.name not in BEGUN for entry in workdir.iterdir()):
         raise ConfigError(
             f"workdir: {path} is not empty and holds no config.json; give a new or an earlier run's folder"
         )

@@ -1,5 +1,6 @@
 """`jaxdiff train`: resumption after kill -9 is bitwise, and every bad input is one line that loses nothing."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import pytest
 import tiny_run
 
 from jaxdiff import cli
+from jaxdiff import config as config_lib
+from jaxdiff.commands import train as commands
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.checkpoint_files import seal
 from jaxdiff.train.checkpoint_read import FORMAT
@@ -280,6 +283,15 @@ def test_foreign_workdir_is_left_alone(config_file, tmp_path, capsys):
     message = one_line(capsys, "train", "--config", config_file, "--workdir", str(tmp_path))
     assert "holds no config.json" in message
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_workdir_whose_first_start_was_killed_is_taken(config_file, tmp_path):
+    for name in (".lock", "config.json.partial"):
+        (tmp_path / name).write_text("{")
+    config = config_lib.load(config_file)
+    with contextlib.ExitStack() as hold:
+        commands.open_workdir(str(tmp_path), config, hold)
+    assert config_lib.restore(tmp_path / "config.json") == config
 
 
 def test_file_as_workdir(config_file, tmp_path, capsys):
