@@ -206,11 +206,12 @@ class JsonlWriter:
     def __init__(self, path: str | os.PathLike, resume_step: int = 0):
         self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        text = self.path.read_text() if self.path.exists() else ""
+        lines = text.splitlines()
         kept = [line for line in lines if (row := _row_step(line)) is not None and row <= resume_step]
         # an object in a bucket cannot be appended to: it is written anew with every row
         self._lines = kept if "://" in os.fspath(self.path) else None
-        if kept != lines:
+        if kept != lines or (text and not text.endswith("\n")):  # a whole row may be torn from the end of its line
             replace_text(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a") if self._lines is None else None
 

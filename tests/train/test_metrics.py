@@ -110,6 +110,15 @@ def test_jsonl_rows_are_valid_and_a_restart_writes_each_step_once(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_row_torn_from_the_end_of_its_line_is_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10}\n{"step": 20}')
+    writer = JsonlWriter(path, resume_step=20)
+    writer.write(30, {})
+    writer.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
+
+
 def test_tensorboard_files_without_tensorflow(tmp_path):
     writer = TensorBoardWriter(tmp_path)
     writer.write(5, {"loss": 0.5, "note": "left out"})
