@@ -6,14 +6,18 @@ points) and "fast" tables (singlestep whose stages are grid points, so that N gr
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
-from jaxdiff.solver.build import DATA, require_path
+from jaxdiff.solver.build import DATA, require_gaussian, require_path
 from jaxdiff.solver.exponential import FORMS, check_choice, frame, jump, point_at
 from jaxdiff.solver.grid import Grid, Point, as_grid
 from jaxdiff.solver.multistep import VARIANTS, check_order, multistep
+from jaxdiff.solver.renoise import check_noise, split
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Expression, Tape
 
@@ -30,6 +34,8 @@ def dpm_solver_pp(
     method: str = "multistep",
     variant: str = "midpoint",
     lower_order_final: str = "auto",
+    eta: float = 0.0,
+    s_noise: float = 1.0,
     nfe: int | None = None,
 ) -> Table:
     """DPM-Solver++: ``x_s = (sigma_s/sigma_t) x_t + alpha_s sum_j w_j x0_hat_j``, weights in half log-SNR (2211.01095 [244]).
@@ -44,11 +50,14 @@ def dpm_solver_pp(
     step in lam. ``method="fast"``: the same with stages on grid points, N evaluations on N grid steps. Variants as in
     :func:`dpm_solver`.
 
-    ``lower_order_final`` (multistep): "auto" (fewer than 15 steps), "always", "zero", "never". ``nfe``: refuse a table that
-    does not cost exactly this many evaluations. Order 1 is DDIM. Steps from alpha = 0 and to sigma = 0 are first-order.
+    ``lower_order_final`` (multistep): "auto" (fewer than 15 steps), "always", "zero", "never". ``eta``, ``s_noise`` (not
+    multistep): fresh noise at the end of every step, as in :func:`dpm_solver`. ``nfe``: refuse a table that does not cost
+    exactly this many evaluations. Order 1 is DDIM. Steps from alpha = 0 and to sigma = 0 are first-order.
     Raises ValueError for other orders and names, and singlestep on grids without a path.
     """
-    return _dpm(process, grid, "data", order, method, variant, lower_order_final, nfe, "dpm_solver_pp()")
+    return _dpm(
+        process, grid, "data", order, method, variant, lower_order_final, eta, s_noise, nfe, "dpm_solver_pp()"
+    )
 
 
 def dpm_solver(
@@ -59,6 +68,8 @@ def dpm_solver(
     method: str = "fast",
     variant: str = "midpoint",
     lower_order_final: str = "auto",
+    eta: float = 0.0,
+    s_noise: float = 1.0,
     nfe: int | None = None,
 ) -> Table:
     """DPM-Solver: ``x_s = (alpha_s/alpha_t) x_t + sigma_s sum_j w_j eps_hat_j``, weights in half log-SNR (2206.00927 [50]).
@@ -78,9 +89,15 @@ def dpm_solver(
     fast tables on uneven grids need it, the published formula being of order 3 only as stage 2 tends to 2/3; "taylor", the
     same without that scaling (the paper's code's option); "heun", exact quadrature in order 2 and the formula above in order 3
     (diffusers' option).
+
+    ``eta`` > 0 (not multistep): each step goes to ``rho_down`` of :func:`euler_ancestral`, stages at the same fractions of that
+    longer step in lam, and ``s_noise`` times the noise that leads back up is drawn (k-diffusion's dpm_fast). As published, no
+    step goes below the grid's last level (or the path's), so a last step to sigma > 0 draws nothing. The split is exact: the
+    weak order is that of the steps without noise, 3 too. Above eta = 1 a step whose noise is all fresh is first-order.
+    Needs Gaussian noise, and the path from order 2 on.
     ``nfe``: refuse a table that does not cost exactly this many evaluations. Raises ValueError for other orders and names.
     """
-    return _dpm(process, grid, "noise", order, method, variant, lower_order_final, nfe, "dpm_solver()")
+    return _dpm(process, grid, "noise", order, method, variant, lower_order_final, eta, s_noise, nfe, "dpm_solver()")
 
 
 def _dpm(
@@ -91,12 +108,22 @@ def _dpm(
     method: str,
     variant: str,
     lower_order_final: str,
+    eta: float,
+    s_noise: float,
     nfe: int | None,
     solver: str,
 ) -> Table:
     grid = as_grid(process, grid)
     check_choice("method", method, METHODS)
     check_choice("variant", variant, VARIANTS)
+    check_noise(eta, s_noise, solver.rstrip("()"))
+    if eta > 0:
+        require_gaussian(process, f"{solver} with eta > 0")
+        if method == "multistep":
+            raise ValueError(
+                f"eta: {eta} given; {solver} with method 'multistep' draws no noise: allowed methods 'singlestep' and 'fast' "
+                "(or use dpm_solver_pp_sde, euler_maruyama)"
+            )
     if method == "multistep":
         table = multistep(
             process,
@@ -110,7 +137,14 @@ def _dpm(
     else:
         check_order(order, (1, 2, 3), f"{solver} with method {method!r}")
         steps = _fast_steps(grid, order) if method == "fast" else _single_steps(process, grid, order, solver)
-        table = _singlestep(process, grid[0], steps, form, variant)
+        noise = [0.0] * len(steps)
+        if eta > 0:
+            if any(len(points) > 2 for points in steps):
+                require_path(grid, f"{solver} with eta > 0", "points between the grid's unless order = 1")
+            moved = [_below(process, points, eta, grid[len(grid)].rho) for points in steps]
+            steps, noise = [points for points, _ in moved], [s_noise * up for _, up in moved]
+        tape = _singlestep(process, grid[0], steps, noise, form, variant)
+        table = tape.table(grid[len(grid)], stochastic=eta > 0)
     if nfe is not None and table.nfe != nfe:
         raise ValueError(
             f"nfe: {nfe} given, but method {method!r} of order {order} costs {table.nfe} on this grid of {len(grid)} "
@@ -157,12 +191,36 @@ def _fast_steps(grid: Grid, order: int) -> list[list[Point]]:
     return steps
 
 
-def _singlestep(process: Process, start: Point, steps: list[list[Point]], form: str, variant: str) -> Table:
+def _below(process: Process, points: list[Point], eta: float, floor: float) -> tuple[list[Point], float]:
+    """The step's points moved so that it ends at rho_down, and the std of the noise that leads back, both in the scale of its
+    own end."""
+    at, to = points[0], points[-1]
+    if to.sigma == 0:
+        return points, 0.0
+    down, up = split(at, to, eta)
+    if len(points) > 2:  # stages stay on the path
+        clean = process.coefficients(np.float64(0.0))
+        floor = max(floor, float(clean.sigma / clean.alpha))
+    if to.rho <= floor * (1 + 1e-12):
+        down, up = to.sigma, 0.0
+    elif down < floor * to.alpha:
+        down = floor * to.alpha
+        up = math.sqrt((to.sigma - down) * (to.sigma + down))
+    end = Point(to.time, to.alpha, down)
+    if at.alpha == 0 or down == 0:
+        return [at, end], up
+    stretch = (end.lam - at.lam) / (to.lam - at.lam)
+    return [at, *(point_at(process, at.lam + stretch * (p.lam - at.lam)) for p in points[1:-1]), end], up
+
+
+def _singlestep(
+    process: Process, start: Point, steps: list[list[Point]], noise: list[float], form: str, variant: str
+) -> Tape:
     tape = Tape(process, start)
-    for points in steps:
+    for points, std in zip(steps, noise):
         base, end = tape.state, points[-1]
         if points[0].alpha == 0 or end.sigma == 0:
-            tape.move(jump(points[0], end, base, tape.evaluate(points[0], DATA)))
+            tape.move(jump(points[0], end, base, tape.evaluate(points[0], DATA)), noise=std)
             continue
         rule = variant
         if len(points) == 4 and (points[1].lam - points[0].lam) > 0.6 * (end.lam - points[0].lam):
@@ -175,8 +233,9 @@ def _singlestep(process: Process, start: Point, steps: list[list[Point]], form: 
             to = ratio * base
             for gain, record in zip(gains, records):
                 to = to + (scale * gain) * record
-            tape.move(to, out=points[j + 1] is end)
-    return tape.table(end)
+            last = points[j + 1] is end
+            tape.move(to, out=last, noise=std if last else 0.0)
+    return tape
 
 
 def _stage_weights(points: list[Point], target: int, form: str, variant: str) -> list[float]:
