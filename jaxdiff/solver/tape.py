@@ -91,6 +91,15 @@ class Tape:
         self.pending = (at, form)
         return Expression(self, {}, {len(self.moves): 1.0})
 
+    def infer(self, at: Point, form: tuple[float, float]) -> Expression:
+        """:meth:`evaluate`, but what is kept is x0_hat: ``eps_hat = (y - alpha x0_hat)/sigma`` is left to the state.
+
+        Of float32's rounding this passes on ``alpha/sigma`` times that of x0_hat instead of that of eps_hat itself, which steps
+        in noise form multiply by their weights. The table is the same solver.
+        """
+        (p, q), data = form, self.evaluate(at, DATA)
+        return (q / at.sigma) * self.state + (p - q * at.alpha / at.sigma) * data
+
     def move(self, to: Expression, *, out: bool = True, noise: float = 0.0) -> None:
         """End the row: the next state is ``to`` plus fresh noise of std ``noise``. ``out`` False for stages inside a step.
 
