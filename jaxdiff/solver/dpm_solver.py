@@ -225,10 +225,8 @@ def _singlestep(
         rule = variant
         if len(points) == 4 and (points[1].lam - points[0].lam) > 0.6 * (end.lam - points[0].lam):
             rule = "midpoint"  # at a first stage of 2/3 no weights give order 3, and near it they are huge
-        noisy = (
-            form == "noise" and points[0].alpha < points[0].sigma
-        )  # where alpha ratios multiply eps_hat's rounding
-        ask = tape.infer if noisy else tape.evaluate
+        # in noise the step multiplies eps_hat's rounding by an alpha ratio
+        ask = tape.infer if form == "noise" and points[0].alpha < points[0].sigma else tape.evaluate
         records: list[Expression] = []
         for j, at in enumerate(points[:-1]):
             records.append(ask(at, FORMS[form]))
