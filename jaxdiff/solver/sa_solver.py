@@ -31,6 +31,7 @@ def sa_solver(
     tau_range: tuple[float, float] | None = None,
     variant: str = "lagrange",
     pece: bool = False,
+    denoise: bool = False,
     lower_order_final: str = "auto",
     stochastic: bool | None = None,
 ) -> Table:
@@ -41,7 +42,8 @@ def sa_solver(
     step, start and draw with ``corrector`` (2..4, or 1; 0: none) predictions, the new point's among them. PEC
     (default) keeps the prediction made at the predicted state: both share start and noise, so the correction is a
     combination of stored predictions and folds into the next predictor, one evaluation a step. ``pece=True``
-    evaluates again at the corrected state.
+    evaluates again at the corrected state. ``denoise=True``, on a grid that ends at sigma > 0: the last state is corrected
+    too, evaluated again, and x0_hat there is the result (the published "more steps"): 2 evaluations more, 1 without corrector.
 
     ``tau``: the noise level, a number, one a step (N,), or a function of ``rho = sigma/alpha`` (its mean square over
     the step in lam is used); ``tau_range=(low, high)`` confines it to that band of rho. tau 0 is a deterministic
@@ -58,13 +60,17 @@ def sa_solver(
     check_choice("variant", variant, ("lagrange", "public"))
     check_tail(lower_order_final)
     levels = [_level(grid, i, tau, tau_range) for i in range(len(grid))]
+    points = [grid[i] for i in range(len(grid) + 1)]
+    if denoise:
+        if points[-1].sigma == 0:
+            raise ValueError("denoise: True given, but the grid ends at sigma = 0, where nothing is left to denoise")
+        points, levels = [*points, Point(points[-1].time, 1.0, 0.0)], [*levels, 0.0]
     if any(k > 0 for k in levels):
         require_gaussian(process, "sa_solver")
     rows = Rows(process, grid[0])
     past: list[int] = []  # rows whose records are history, newest first
     used: dict[int, float] = {}  # the predictor's weights of the step before, by row
-    for i in range(len(grid)):
-        at, to, k = grid[i], grid[i + 1], levels[i]
+    for i, (at, to, k) in enumerate(zip(points, points[1:], levels)):
         row = len(rows.rows)
         change: dict[int, float] = {}
         nodes = 0 if corrector == 0 or not used else _correction(grid, i, corrector, lower_order_final, len(past))
@@ -75,7 +81,7 @@ def sa_solver(
             change = dict(zip([row, *past], gains))
             for j, gain in used.items():
                 change[j] = change.get(j, 0.0) - gain
-            if pece:
+            if pece or i == len(grid):
                 rows.rows[-1].out = False
                 rows.add(at, [1.0], _ages(change, row))
                 change, row = {}, row + 1
@@ -92,7 +98,7 @@ def sa_solver(
         for j, gain in zip([row] if not used else past, gains):
             total[j] = total.get(j, 0.0) + gain
         rows.add(at, A, _ages(total, row), C=c)
-    return rows.table(grid[len(grid)], stochastic=any(k > 0 for k in levels) or bool(stochastic))
+    return rows.table(points[-1], stochastic=any(k > 0 for k in levels) or bool(stochastic))
 
 
 def _ages(gains: dict[int, float], row: int) -> list[float]:
