@@ -120,30 +120,34 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
     Raises ValueError for tables that draw no noise.
     """
     check_key(key)
-    table, d, x0 = device(table), prediction.lift(d), jnp.asarray(x0)
+    table = device(table)
     block = table.blocks
     if getattr(block, "C", None) is None or block.start_noise is not None:
         raise ValueError("table: encode_noise() needs one that draws noise in its rows (ddim(eta=1), ancestral, ...)")
+    d, x0 = prediction.lift(d), jnp.asarray(x0)
     index = sample_indices(index, x0.shape[0])
     fresh = draw_noise(table, sample_keys(key, index), x0)
     start = expand(block.alpha[0], x0) * x0 + expand(block.sigma[0], x0) * fresh
     later = (block.alpha[1:], block.sigma[1:])
 
-    def step(state: Any, xs: tuple) -> tuple:
-        row, (alpha, sigma) = xs
+    def step(carry: tuple, xs: tuple) -> tuple:
+        (state, eps, placed), (row, (alpha, sigma)) = carry, xs
         y, C = state.y[0], row.blocks.C
         n = draw_noise(table, sample_keys(row.key, index), y)
-        eps = (y - row.blocks.alpha * x0) / row.blocks.sigma
+        # the state after a stage without noise is not one of the path's: its step's start tells the noise
+        eps = jnp.where(placed, (y - row.blocks.alpha * x0) / row.blocks.sigma, eps)
         to = alpha * x0 + jnp.sqrt(jnp.maximum(sigma**2 - C**2, 0)) * eps + C * n
         mean = row_mean(table, d, state, row)
         z = jnp.where(C > 0, (to - mean) / jnp.where(C > 0, C, 1), 0)
         moved, _ = advance(table, d, _noise_hook(z), state, row, index)
-        residual = to - moved.y[0]
+        # decoding can add a residual to the ends of steps only, which make up for their stages
+        residual = jnp.where(row.out, to - moved.y[0], 0)
         moved = dataclasses.replace(moved, y=(moved.y[0] + residual, *moved.y[1:]))
-        return moved, (z, residual)
+        return (moved, eps, row.out | (C > 0)), (z, residual)
 
     rows = rows_of(table, key)
-    found: tuple[Any, Any] = jax.lax.scan(step, begin(table, d, start, key, index), (rows, later))[1]
+    first = (begin(table, d, start, key, index), fresh, jnp.asarray(True))
+    found: tuple[Any, Any] = jax.lax.scan(step, first, (rows, later))[1]
     noise, residual = found
     return Encoding(start, noise, residual)
 

@@ -50,7 +50,15 @@ def test_ddim_inversion_returns_to_first_order():
     assert 0.8 < np.log2(errors[0] / errors[1]) < 1.3
 
 
-@pytest.mark.parametrize("make", [solver.ancestral, lambda p, g: solver.ddim(p, g, eta=0.5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        solver.ancestral,
+        lambda p, g: solver.ddim(p, g, eta=0.5),
+        solver.dpm2_ancestral,  # stages without noise
+        lambda p, g: solver.dpm_solver_pp_sde(p, g, method="singlestep"),  # and with
+    ],
+)
 def test_encoded_noise_gives_the_sample_back(make):
     table = make(LINEAR, grid.uniform(LINEAR, 8))
     with jax.enable_x64(True):
