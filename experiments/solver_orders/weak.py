@@ -20,6 +20,17 @@ for eta in (0.5, 1.0):
     CASES[f"euler_ancestral eta={eta:g}"] = (P(solver.euler_ancestral, eta=eta), 1, 1)
     CASES[f"dpm2_ancestral eta={eta:g}"] = (P(solver.dpm2_ancestral, eta=eta), 2, 2)
     CASES[f"dpmpp_2s_ancestral eta={eta:g}"] = (P(solver.dpmpp_2s_ancestral, eta=eta), 2, 2)
+    for order in (2, 3):
+        CASES[f"dpm_solver {order}, singlestep, eta={eta:g}"] = (
+            P(solver.dpm_solver, order=order, method="singlestep", eta=eta),
+            order,
+            order,
+        )
+    CASES[f"dpm_solver_pp 3, singlestep, eta={eta:g}"] = (
+        P(solver.dpm_solver_pp, order=3, method="singlestep", eta=eta),
+        3,
+        3,
+    )
     CASES[f"sde-dpm++ 1 eta={eta:g}"] = (P(solver.dpm_solver_pp_sde, order=1, eta=eta), 1, 1)
     for variant in ("midpoint", "heun"):
         CASES[f"sde-dpm++ 2M {variant} eta={eta:g}"] = (
@@ -88,8 +99,9 @@ Written by `experiments/solver_orders/weak.py`; do not edit. On Gaussian data th
 propagated exactly: no sampling. VP path, float64, equal steps in half log-SNR from -1.8 to 1.8, cold start; the error is the
 RMS of those of mean and variance over data variances 0.1, 0.3, 1.5; the slope is between 256 and 512 steps. With noise of a
 fixed level, prediction history of any length gives weak order 2 (and so does a cold start): the order by name holds without
-noise, from exact starting values. "-": error terms of orders 2 and 3 of like size, no clean slope at these steps. The published
-ER-SDE-3 keeps about 1 % of the first-order error in its sums. *(S, R)*: states and predictions carried.
+noise, from exact starting values. Single steps below the next level, with the noise that leads back drawn after them, keep
+their order. "-": error terms of orders 2 and 3 of like size, no clean slope at these steps. The published ER-SDE-3 keeps
+about 1 % of the first-order error in its sums. *(S, R)*: states and predictions carried.
 
 """
 
