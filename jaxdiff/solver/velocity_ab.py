@@ -9,8 +9,9 @@ import numpy as np
 from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA
+from jaxdiff.solver.deis import steady
 from jaxdiff.solver.exponential import Node, check_choice, jump
-from jaxdiff.solver.grid import Point, as_grid
+from jaxdiff.solver.grid import Grid, Point, as_grid
 from jaxdiff.solver.multistep import check_order, check_tail
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Tape
@@ -38,6 +39,11 @@ def velocity_ab(
     check_order(order, (1, 2, 3, 4), "velocity_ab()")
     check_choice("clock", clock, ("flow", "angle", "rosenbrock"))
     check_tail(lower_order_final)
+    return steady(lambda inferred: _rows(process, grid, order, clock, lower_order_final, inferred), most=3)
+
+
+def _rows(process: Process, grid: Grid, order: int, clock: str, lower_order_final: str, inferred: int) -> Table:
+    """The table whose first ``inferred`` rows of more noise than signal keep x0_hat; see :func:`steady`."""
     lower = lower_order_final == "always" or (lower_order_final == "auto" and len(grid) < 15)
     tape = Tape(process, grid[0])
     history: list[Node] = []
@@ -48,7 +54,8 @@ def velocity_ab(
         if (to.sigma == 0 and (p == 1 or lower_order_final == "zero")) or (clock == "rosenbrock" and infinite):
             tape.move(jump(at, to, tape.state, tape.evaluate(at, DATA)))
             continue
-        history = [Node(at, tape.evaluate(at, _velocity(at, clock))), *history][:order]
+        ask = tape.infer if i < inferred and at.alpha < at.sigma else tape.evaluate
+        history = [Node(at, ask(at, _velocity(at, clock))), *history][:order]
         state = (_scale(to, clock) / _scale(at, clock)) * tape.state
         for gain, node in zip(_scale(to, clock) * _weights(at, to, [n.at for n in history[:p]], clock), history):
             state = state + gain * node.value

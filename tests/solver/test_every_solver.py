@@ -16,10 +16,6 @@ from jaxdiff.solver import grid
 
 MAKERS = {**solver_cases.SOLVERS, **deterministic_cases.ALL, **stochastic_cases.ALL}
 WORLD = exact.GaussianMixture([0.5, 0.5], [-0.6, 0.7], [0.4, 0.3])
-# Noise-form steps of high order whose first finite node has alpha near .003: the rounding of eps_hat there is multiplied
-# by the product of the alpha ratios, 285 on the linear path. The fourth-order velocity extrapolates steps that grow 3.5-fold
-# with weights up to 51.
-ILL_CONDITIONED = {("deis_t", "linear"), ("deis_t", "cosine"), ("dpm_solver", "subvp"), ("velocity_ab_4", "linear")}
 
 
 @jax.jit
@@ -45,4 +41,4 @@ def test_float32_follows_float64(path):
     assert low.dtype == np.float32 and high.dtype == np.float64
     errors = {name: rms(a, b) for name, a, b in zip(MAKERS, low, high)}
     assert len(errors) > 130
-    assert not {n: e for n, e in errors.items() if not e < (6e-5 if (n, path) in ILL_CONDITIONED else 2e-5)}
+    assert not {n: e for n, e in errors.items() if not e < 2e-5}
