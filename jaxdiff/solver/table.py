@@ -19,7 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["AffineBlock", "Table", "device", "stack"]
+__all__ = ["COLUMNS", "AffineBlock", "Table", "device", "stack"]
+
+# the arrays of an AffineBlock: all of it but the law
+COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise", "start_gain")
 
 
 def _static(default: Any = dataclasses.MISSING) -> Any:

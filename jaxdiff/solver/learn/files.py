@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.process import noise as laws
-from jaxdiff.solver.table import AffineBlock, Table, blocks_of, freeze
+from jaxdiff.solver.table import COLUMNS, AffineBlock, Table, blocks_of, freeze
 
 __all__ = ["load", "save"]
 
-_COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise", "start_gain")
 _TABLE = ("tau", "time", "out", "live", "r")
 
 
@@ -29,7 +28,7 @@ def save(path: str | os.PathLike, table: Table, **about: Any) -> None:
         raise ValueError("table: save() takes a table of one affine block")
     if not block.law.gaussian:
         raise ValueError(f"table: made for {block.law.name} noise; save() takes tables of Gaussian noise")
-    arrays = {f"block.{n}": getattr(block, n) for n in _COLUMNS} | {n: getattr(table, n) for n in _TABLE}
+    arrays = {f"block.{n}": getattr(block, n) for n in COLUMNS} | {n: getattr(table, n) for n in _TABLE}
     meta = {"format": 1, "law": block.law.name, "mode": table.mode, "about": about}
     kept = {name: np.asarray(v) for name, v in arrays.items() if v is not None}
     np.savez(path, json=np.array(json.dumps(meta)), **kept)  # type: ignore[arg-type]
@@ -42,7 +41,7 @@ def load(path: str | os.PathLike) -> tuple[Table, dict]:
             raise ValueError(f"path: {str(path)!r} holds no table written by save()")
         meta = json.loads(str(file["json"]))
         read = lambda name: file[name] if name in file else None
-        block = AffineBlock(**{n: read(f"block.{n}") for n in _COLUMNS}, law=laws.Gaussian())
+        block = AffineBlock(**{n: read(f"block.{n}") for n in COLUMNS}, law=laws.Gaussian())
         mode = None if meta["mode"] is None else tuple(meta["mode"])
         table = Table(blocks=block, **{n: read(n) for n in _TABLE}, mode=mode)
     return freeze(table), meta["about"]
