@@ -11,6 +11,7 @@ from etils import epath
 from jaxdiff.commands import assemble, draw
 from jaxdiff.eval import class_agreement, default_network, image_grid, report, report_table
 from jaxdiff.eval.report import quotas
+from jaxdiff.eval.whole_file import write_whole
 
 __all__ = ["run"]
 
@@ -46,39 +47,17 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
         subsets=config.eval.subsets,
         seed=config.seed,
     )
-    network = default_network(made.shape)
     if made.num_classes and len(made.shape) == 3:
-        name = "cfg" if config.guidance.name == "none" else config.guidance.name
-        scale = config.eval.guidance_scale
-        each = np.arange(1000 if count >= 1000 else count, dtype=np.int32) % made.num_classes
-        strong = draw.many(
-            made,
-            assemble.shaped(made, plain, name, scale),
-            len(each),
-            seed=config.sample.seed + 2,
-            cond=each,
-            title=name,
-        )
-        strong = draw.quantise(strong, source.levels)
-        rows = [np.flatnonzero(each == c)[:10] for c in range(made.num_classes)]
-        image_grid(strong[np.concatenate(rows)], made.num_classes, 10, workdir / "samples.png")
-        if network.name != "pixels":
-            agreement = class_agreement(network, strong, each)
-            result["guided"] = {
-                "guidance": name,
-                "scale": scale,
-                "count": len(each),
-                "class_agreement": agreement,
-                "difference": agreement - result["class_agreement"]["heldout"],
-            }
+        guided = _guided(made, plain, source, workdir / "samples.png")
+        if guided is not None:
+            guided["difference"] = guided["class_agreement"] - result["class_agreement"]["heldout"]
+            result["guided"] = guided
     result["solver"] = {
         "name": config.solver.name,
         "steps": config.solver.steps,
         "nfe": int(assemble.table(made).nfe),
     }
-    temporary = workdir / "metrics.json.partial"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(workdir / "metrics.json")
+    write_whole(workdir / "metrics.json", (json.dumps(result, indent=1) + "\n").encode())
     print(report_table(result))
     if "guided" in result:
         g, own = result["guided"], result["class_agreement"]["heldout"]
@@ -87,3 +66,23 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
             f"({g['count']} samples); the classifier's own held-out accuracy: {own:.4f} ({g['difference']:+.4f})"
         )
     return result
+
+
+def _guided(made: assemble.Setup, plain: Any, source: Any, picture: epath.Path) -> dict[str, Any] | None:
+    """Draw labelled images with guidance and picture ten of each class; the share that a classifier gives its label, or None
+    where there is no classifier."""
+    config = made.config
+    name = "cfg" if config.guidance.name == "none" else config.guidance.name
+    scale = config.eval.guidance_scale
+    each = np.arange(min(config.eval.num, 1000), dtype=np.int32) % made.num_classes
+    d = assemble.shaped(made, plain, name, scale)
+    strong = draw.quantise(
+        draw.many(made, d, len(each), seed=config.sample.seed + 2, cond=each, title=name), source.levels
+    )
+    rows = [np.flatnonzero(each == c)[:10] for c in range(made.num_classes)]
+    image_grid(strong[np.concatenate(rows)], made.num_classes, 10, picture)
+    network = default_network(made.shape)
+    if network.name == "pixels":
+        return None
+    agreement = class_agreement(network, strong, each)
+    return {"guidance": name, "scale": scale, "count": len(each), "class_agreement": agreement}

@@ -31,6 +31,7 @@ import jaxdiff
 from jaxdiff import prediction
 from jaxdiff.commands import assemble, draw
 from jaxdiff.config import ConfigError
+from jaxdiff.eval.whole_file import write_whole
 from jaxdiff.solver import executor
 from jaxdiff.solver.table import Table, device
 
@@ -118,11 +119,9 @@ def export_sampler(
     return jax.export.export(jax.jit(sampler), platforms=PLATFORMS)(*inputs), arrays
 
 
-def _replace(path: epath.Path, data: bytes) -> str:
-    """Write complete or not at all; returns the SHA-256."""
-    temporary = path.parent / (path.name + ".partial")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _put(path: epath.Path, data: bytes) -> str:
+    """Write whole or not at all; returns the SHA-256."""
+    write_whole(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -151,8 +150,8 @@ def run(path: str, out: str, overrides: dict[str, str]) -> epath.Path:
     exported, arrays = export_sampler(table, d, params, made.shape, labels=bool(made.num_classes))
     folder.mkdir(parents=True, exist_ok=True)
     digests = {
-        FILES[0]: _replace(folder / FILES[0], bytes(exported.serialize())),
-        FILES[1]: _replace(folder / FILES[1], save(arrays)),
+        FILES[0]: _put(folder / FILES[0], bytes(exported.serialize())),
+        FILES[1]: _put(folder / FILES[1], save(arrays)),
     }
     card = {
         "format": 1,
@@ -182,5 +181,5 @@ def run(path: str, out: str, overrides: dict[str, str]) -> epath.Path:
         "config": config.to_dict(),
         "loader": LOADER,
     }
-    _replace(folder / FILES[2], (json.dumps(card, indent=1, sort_keys=True) + "\n").encode())
+    _put(folder / FILES[2], (json.dumps(card, indent=1, sort_keys=True) + "\n").encode())
     return folder

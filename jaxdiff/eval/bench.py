@@ -26,8 +26,9 @@ from jaxdiff import prediction, solver
 from jaxdiff.eval.bench_measure import METRICS, Yardstick, measure, yardstick
 from jaxdiff.eval.bench_plan import Cell, buckets, choices, plan, stochastic
 from jaxdiff.eval.bench_problem import Problem, Reference, starts
+from jaxdiff.eval.whole_file import write_whole
 from jaxdiff.process.coefficients import expand
-from jaxdiff.solver.table import AffineBlock, Table, device, stack
+from jaxdiff.solver.table import COLUMNS, AffineBlock, Table, device, stack
 
 __all__ = ["Result", "benchmark", "load_table", "replay", "stack_arrays", "sweep"]
 
@@ -156,10 +157,8 @@ def benchmark(
                 references |= {f"seed {s}, scale {w}": each.error for (s, w), each in truth.known.items()}
                 floors |= {str(w): each.floor for w, each in truth.yards.items()}
                 if part is not None:
-                    part.parent.mkdir(parents=True, exist_ok=True)
-                    unfinished = part.with_suffix(".unfinished")
-                    unfinished.write_text(json.dumps({"rows": found, "references": references, "floors": floors}))
-                    unfinished.rename(part)
+                    kept = {"rows": found, "references": references, "floors": floors}
+                    write_whole(part, json.dumps(kept).encode())
             rows += [{**row, "cell": group[row["position"]]} for row in found]
         programs = _program._cache_size() - known  # type: ignore[attr-defined]
         seconds = _time_alone(problem, cells, batch, scales[0]) if timing else {}
@@ -297,9 +296,6 @@ def _time_alone(problem: Problem, cells: list[Cell], batch: int, scale: float | 
             times.append(time.perf_counter() - began)
         found[label] = cell.nfe, float(np.median(times[1:]))
     return found
-
-
-COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise", "start_gain")
 
 
 def stack_arrays(stacks: Sequence[Table]) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from jaxdiff.eval.bench import Result, stack_arrays
 from jaxdiff.eval.bench_measure import METRICS
 from jaxdiff.eval.bench_plan import stochastic
 from jaxdiff.eval.table import format_number
+from jaxdiff.eval.whole_file import write_whole
 
 __all__ = ["Summary", "half_width", "ranking", "summaries", "write"]
 
@@ -93,11 +94,11 @@ def write(result: Result, out: Any, *, config: dict[str, Any] | None = None, tit
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     found = summaries(result)
-    _file(folder / "results.csv", _csv(result).encode())
-    _file(folder / "results.json", json.dumps(_json(result, config)).encode())
+    write_whole(folder / "results.csv", _csv(result).encode())
+    write_whole(folder / "results.json", json.dumps(_json(result, config)).encode())
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **stack_arrays(result.stacks))  # type: ignore[arg-type]
-    _file(folder / "tables.npz", buffer.getvalue())
+    write_whole(folder / "tables.npz", buffer.getvalue())
     pictures = []
     scales = sorted({row["scale"] for row in result.rows}, key=lambda w: -np.inf if w is None else w)
     for metric in METRICS:
@@ -107,13 +108,7 @@ def write(result: Result, out: Any, *, config: dict[str, Any] | None = None, tit
                 name = f"error_{metric}" + ("" if scale is None or len(scales) == 1 else f"_scale{scale:g}") + ".png"
                 _plot(result, found, rows, metric, scale, folder / name)
                 pictures.append((metric, scale, name))
-    _file(folder / "report.md", _markdown(result, found, scales, pictures, title).encode())
-
-
-def _file(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(content)
-    temporary.rename(path)
+    write_whole(folder / "report.md", _markdown(result, found, scales, pictures, title).encode())
 
 
 def _short(value: Any) -> Any:
@@ -218,41 +213,35 @@ def _markdown(result: Result, found: Sequence[Summary], scales: list, pictures: 
         "",
     ]
     for metric, scale, name in pictures:
-        rows = ranking(result, found, metric, scale)
-        at = "" if scale is None else f", guidance scale {scale:g}"
-        lines += [
-            f"## {metric}{at}",
-            "",
-            METRICS[metric] + ". Best grid at each budget; ranked by the mean rank.",
-            "",
-        ]
-        lines += ["| # | solver | mean rank | " + " | ".join(f"NFE ≤ {b}" for b in budgets) + " |"]
-        lines += ["|--:|---|--:|" + "---|" * len(budgets)]
-        for i, row in enumerate(rows, 1):
-            shown = []
-            for budget in budgets:
-                if budget not in row["best"]:
-                    shown.append("-")
-                    continue
-                value, grid, nfe = row["best"][budget]
-                cost = "" if nfe == budget else f" [{nfe}]"
-                shown.append(f"{format_number(value, 3)}{cost} {grid}")
-            lines.append(f"| {i} | {row['solver']} | {row['rank']:.1f} | " + " | ".join(shown) + " |")
+        lines += _winners(ranking(result, found, metric, scale), metric, scale, budgets)
         lines += ["", f"![{metric} against cost]({name})", ""]
     if result.seconds:
-        lines += [
-            "## Wall time",
-            "",
-            "One separate `sample` call, median of five.",
-            "",
-            "| solver | NFE | ms | ms / NFE |",
-        ]
-        lines += ["|---|--:|--:|--:|"]
+        lines += ["## Wall time", "", "One separate `sample` call, median of five.", ""]
+        lines += ["| solver | NFE | ms | ms / NFE |", "|---|--:|--:|--:|"]
         for label, (nfe, seconds) in sorted(result.seconds.items(), key=lambda item: item[1][1] / item[1][0]):
             lines.append(f"| {label} | {nfe} | {1e3 * seconds:.2f} | {1e3 * seconds / nfe:.3f} |")
         lines.append("")
     lines += _failures(result)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _winners(rows: list[dict[str, Any]], metric: str, scale: float | None, budgets: list[int]) -> list[str]:
+    """The ranking of one metric: each solver's value on its best grid at every budget."""
+    at = "" if scale is None else f", guidance scale {scale:g}"
+    lines = [f"## {metric}{at}", "", METRICS[metric] + ". Best grid at each budget; ranked by the mean rank.", ""]
+    lines += ["| # | solver | mean rank | " + " | ".join(f"NFE ≤ {b}" for b in budgets) + " |"]
+    lines += ["|--:|---|--:|" + "---|" * len(budgets)]
+    for i, row in enumerate(rows, 1):
+        shown = []
+        for budget in budgets:
+            if budget not in row["best"]:
+                shown.append("-")
+                continue
+            value, grid, nfe = row["best"][budget]
+            cost = "" if nfe == budget else f" [{nfe}]"
+            shown.append(f"{format_number(value, 3)}{cost} {grid}")
+        lines.append(f"| {i} | {row['solver']} | {row['rank']:.1f} | " + " | ".join(shown) + " |")
+    return lines
 
 
 def _failures(result: Result) -> list[str]:
@@ -304,35 +293,15 @@ def _plot(
             point = cell.nfe, *each.values[metric]
             curves.setdefault((cell.solver.label, cell.grid.label), []).append(point)
     for axes, grid in zip(panels, grids):
-        for (label, own), points in curves.items():
-            if own == grid and label not in coloured:
-                nfe, value, _ = zip(*sorted(points))
-                axes.plot(nfe, value, color="0.85", linewidth=0.7, zorder=1)
-        for k, label in enumerate(coloured):
-            points = sorted(curves.get((label, grid), []))
-            if not points:
-                continue
-            nfe, value, width = zip(*points)
-            axes.plot(nfe, value, color=f"C{k}", marker="o", markersize=3, linewidth=1.3, zorder=3, label=label)
-            if all(w is not None for w in width):
-                low = np.maximum(
-                    np.subtract(value, width), 0.02 * np.asarray(value)
-                )  # a band that reaches 0 on a log axis
-                axes.fill_between(nfe, low, np.add(value, width), color=f"C{k}", alpha=0.2, linewidth=0, zorder=2)
-        axes.set_title(grid, fontsize=9)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.25, which="both", linewidth=0.4)
-        axes.spines[["top", "right"]].set_visible(False)
+        _panel(axes, grid, curves, coloured)
     for axes in panels[len(grids) :]:
         axes.set_visible(False)
     budgets = sorted({cell.budget for cell in result.cells})
     middle = [v for points in curves.values() for _, v, _ in points]
     if metric == "sliced_w2":
+        floor = result.facts["sliced_w2_floor"][str(scale)][0]
         for axes in panels[: len(grids)]:
-            axes.axhline(
-                result.facts["sliced_w2_floor"][str(scale)][0], color="k", linewidth=0.7, linestyle=":", zorder=2
-            )
+            axes.axhline(floor, color="k", linewidth=0.7, linestyle=":", zorder=2)
     panels[0].set_xlim(0.8 * budgets[0], 1.1 * budgets[-1])
     panels[0].set_xticks(budgets, [str(b) for b in budgets])
     panels[0].minorticks_off()
@@ -342,8 +311,37 @@ def _plot(
     for axes in panels[max(0, len(grids) - columns) : len(grids)]:
         axes.set_xlabel("network evaluations", fontsize=9)
     figure.supylabel(metric + ("" if scale is None else f" at guidance scale {scale:g}"), fontsize=9)
+    _legend(figure, panels[: len(grids)])
+    picture.save_figure(figure, path)
+
+
+def _panel(axes: Any, grid: str, curves: dict[tuple[str, str], list], coloured: list[str]) -> None:
+    """The curves (solver, grid) -> [(nfe, value, half width)] of one grid, on logarithmic axes."""
+    for (label, own), points in curves.items():
+        if own == grid and label not in coloured:
+            nfe, value, _ = zip(*sorted(points))
+            axes.plot(nfe, value, color="0.85", linewidth=0.7, zorder=1)
+    for k, label in enumerate(coloured):
+        points = sorted(curves.get((label, grid), []))
+        if not points:
+            continue
+        nfe, value, width = zip(*points)
+        axes.plot(nfe, value, color=f"C{k}", marker="o", markersize=3, linewidth=1.3, zorder=3, label=label)
+        if all(w is not None for w in width):
+            # a band that reaches 0 would leave a logarithmic axis
+            low = np.maximum(np.subtract(value, width), 0.02 * np.asarray(value))
+            axes.fill_between(nfe, low, np.add(value, width), color=f"C{k}", alpha=0.2, linewidth=0, zorder=2)
+    axes.set_title(grid, fontsize=9)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.25, which="both", linewidth=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Any, panels: Any) -> None:
+    """One legend below all panels, each curve once."""
     handles: dict[str, Any] = {}
-    for axes in panels[: len(grids)]:
+    for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             handles.setdefault(label, handle)
     figure.legend(
@@ -354,4 +352,3 @@ def _plot(
         fontsize=7,
         frameon=False,
     )
-    picture.save_figure(figure, path)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.eval.whole_file import write_whole
 from jaxdiff.metric import FeatureNetwork, Features
 
 WEIGHTS = pathlib.Path(__file__).with_name("digits_classifier.safetensors")
@@ -78,10 +79,7 @@ def save(path: str | pathlib.Path, params: Mapping[str, Any], metadata: Mapping[
     tensors = {name: np.asarray(params[name], np.float16) for name in SHAPES}
     # one entry: safetensors writes several in no fixed order
     blob = encode(tensors, metadata={"about": json.dumps(dict(metadata), sort_keys=True)})
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(blob)
-    partial.replace(path)
+    write_whole(path, blob)
 
 
 def load(path: str | pathlib.Path = WEIGHTS) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

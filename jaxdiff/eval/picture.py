@@ -12,18 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.eval.whole_file import write_whole
+
 INK, ACCENT, FAINT = "#1f2933", "#2563a8", "#9fb3c8"
-
-
-def _write(path: Any, blob: bytes) -> Any:
-    from etils import epath
-
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / (path.name + ".partial")
-    partial.write_bytes(blob)
-    partial.replace(path)
-    return path
 
 
 def tile(
@@ -78,7 +69,7 @@ def image_grid(samples: Any, rows: int, cols: int, path: Any, **options: Any) ->
 
     buffer = io.BytesIO()
     Image.fromarray(tile(samples, rows, cols, **options)).save(buffer, format="PNG")
-    return _write(path, buffer.getvalue())
+    return write_whole(path, buffer.getvalue())
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -95,7 +86,7 @@ def save_figure(figure: Any, path: Any) -> Any:
     """Write a figure as a PNG file and return its path."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return _write(path, buffer.getvalue())
+    return write_whole(path, buffer.getvalue())
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
