@@ -144,14 +144,16 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if args.command == "train":
         if args.profile is not None:
             overrides["train.profile"] = args.profile
-        config = config_lib.check(config_lib.apply_overrides(config_lib.load(args.config), overrides))
+        config = config_lib.apply_overrides(config_lib.load(args.config), overrides)
+        if args.restarts is None and args.stall_timeout is None:
+            from jaxdiff.commands import program
+
+            program.preload(args.workdir)  # while the rest is imported: the check itself imports the networks
+        config_lib.check(config)
         if args.stall_timeout is not None and args.restarts is None:
             raise config_lib.ConfigError("--stall-timeout: needs --restarts N, the supervisor does the killing")
         if args.restarts is not None:
             return _supervise(args, overrides)
-        from jaxdiff.commands import program
-
-        program.preload(args.workdir)  # while the rest is imported
         from jaxdiff.commands import train
 
         train.run(config, args.workdir, change=args.allow_config_change)
