@@ -154,6 +154,7 @@ class Program:
     def __init__(self, path: epath.Path, identity: str):
         self.path, self.identity = path, identity
         self._linking: concurrent.futures.Future | None = None
+        self._key: tuple[str, Any] | None = None
 
     def target(self, mesh: Mesh) -> TrainState | None:
         """The abstract state, laid over ``mesh``, that the kept program takes; None if none answers this identity."""
@@ -165,12 +166,25 @@ class Program:
             return None
         try:
             structure = pickle.loads(begun[0]["structure"])
+            self._key = begun[0]["key"]
         except Exception as error:
             _not_loaded(self.path, error)
             return None
         self._linking = begun[1]
         place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, leaf.spec))
         return jax.tree.map(place, structure, is_leaf=lambda node: isinstance(node, _Spec))
+
+    def key(self, mesh: Mesh) -> jax.Array:
+        """The key that the kept program was given, whole on every device; to be asked after ``target`` has answered.
+
+        It is a function of the seed, which the identity's facts hold; making it anew would compile four small programs.
+        """
+        if self._key is None:
+            raise RuntimeError(f"{self.path}: no kept program has answered, so there is no key of it")
+        implementation, data = self._key
+        return jax.device_put(
+            jax.random.wrap_key_data(data, impl=implementation), NamedSharding(mesh, PartitionSpec())
+        )
 
     def ready(self, step: Step, target: TrainState, batch: Any, key: jax.Array) -> Callable:
         """What to call as ``step(state, batch, key)``: the kept program, or the step compiled now, and kept.
@@ -199,10 +213,10 @@ class Program:
         finally:
             jax.monitoring.unregister_event_listener(note)
         if not hits:
-            self._keep(compiled, target)
+            self._keep(compiled, target, key)
         return _on_trees(compiled, target)
 
-    def _keep(self, compiled: Any, target: TrainState) -> None:
+    def _keep(self, compiled: Any, target: TrainState, key: jax.Array) -> None:
         try:
             structure = jax.tree.map(lambda x: _Spec(x.shape, str(x.dtype), x.sharding.spec), target)
             mesh = jax.tree.leaves(target)[0].sharding.mesh
@@ -212,6 +226,7 @@ class Program:
                 "devices": [device.id for device in mesh.devices.flat],
                 "executable": serialize_executable.serialize(compiled),
                 "structure": pickle.dumps(structure),
+                "key": (str(jax.random.key_impl(key)), jax.device_get(jax.random.key_data(key))),
             }
             body = pickle.dumps(content)
             part = self.path.parent / f"{self.path.name}.part"

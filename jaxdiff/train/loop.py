@@ -140,8 +140,9 @@ def train(
         flops: model FLOPs of one step over all devices, for ``flops_per_second``; counted from the losses if None.
         peak_flops: what one device can do in a second, for ``mfu`` in [0, 1]; that of known chips if None.
         program: where the compiled step is kept for the next start: ``target(mesh)`` gives the abstract state of a kept
-            step, or None; ``ready(step, target, batch, key)`` what is called instead of the step. It answers for its
-            being the step of this ``game`` and these settings (``commands/program.py``).
+            step, or None, ``key(mesh)`` its training noise's key; ``ready(step, target, batch, key)`` what is called
+            instead of the step. It answers for its being the step of this ``game``, this ``seed`` and these settings
+            (``commands/program.py``).
 
     Returns:
         The ``Outcome``. After SIGTERM it has saved and says ``preempted``; the caller exits with status 0.
@@ -166,23 +167,33 @@ def train(
         check_batch_size(pipeline.batch_size, mesh, accumulate)
 
     # the state: newest checkpoint that verifies, or step 0
-    init_key, noise_key = jax.random.split(jax.random.key(seed))
-    target = program.target(mesh) if program is not None else None
-    target = abstract_state(game, init, mesh, rules, min_bytes) if target is None else target
+    kept = program.target(mesh) if program is not None else None
+    target = abstract_state(game, init, mesh, rules, min_bytes) if kept is None else kept
     layout = jax.tree.map(lambda leaf: leaf.sharding, target)
-    found = checkpointer.restore_latest(target) if checkpointer is not None else None
-    if found is None:
-        state, saved_meta = create_state(game, init, init_key, mesh, rules, min_bytes), {}
-    else:
-        state, saved_meta = found
-        if saved_meta.get("seed", seed) != seed:
-            raise ValueError(f"train.seed={seed}: the checkpoint was trained with seed {saved_meta['seed']}")
-    start = int(jax.device_get(state.step))
+    expected = _newest(checkpointer)
+    batches = pipeline.stream(expected, steps)  # the first batches are read while the checkpoint is
+    try:
+        found = checkpointer.restore_latest(target) if checkpointer is not None else None
+        if kept is None or found is None:
+            init_key, noise_key = jax.random.split(jax.random.key(seed))
+        if found is None:
+            state, saved_meta = create_state(game, init, init_key, mesh, rules, min_bytes), {}
+        else:
+            state, saved_meta = found
+            if saved_meta.get("seed", seed) != seed:
+                raise ValueError(f"train.seed={seed}: the checkpoint was trained with seed {saved_meta['seed']}")
+        start = int(jax.device_get(state.step))
+    except BaseException:
+        _close(batches)
+        raise
+    if start != expected:  # the newest was damaged, say
+        _close(batches)
+        batches = pipeline.stream(start, steps)
     step_fn: Any = make_step(
         game, mesh, layout, accumulate=accumulate, compute_dtype=compute_dtype, parallel=parallel,
         stats_every=stats_every, teacher=teacher, extra=extra,
     )  # fmt: skip
-    key = put_replicated(noise_key, mesh)
+    key = put_replicated(noise_key, mesh) if kept is None or found is None else program.key(mesh)
 
     # what watches: process 0 writes and shows, every process counts
     goodput, clock, log = Goodput(saved_meta.get("goodput")), Clock(), MetricLog(nonfinite_limit)
@@ -263,7 +274,6 @@ def train(
     tracing = False
     beat(step)
     waiting: collections.deque = collections.deque()
-    batches = pipeline.stream(start, steps)
     first_traced, last_traced = profile or (0, 0)  # steps count from 1
     traces = epath.Path(workdir or ".") / "profile"
     try:
@@ -326,8 +336,7 @@ def train(
         # a save in flight is finished and rows are flushed even when training fails
         if tracing:
             jax.profiler.stop_trace()
-        if hasattr(batches, "close"):
-            batches.close()
+        _close(batches)
         if checkpointer is not None:
             checkpointer.wait()
         if progress:
@@ -335,6 +344,18 @@ def train(
         for writer in writers:
             writer.close()
     return Outcome(state=state, step=step, preempted=stopped, row=row)
+
+
+def _newest(checkpointer: Any) -> int:
+    """The step of the newest checkpoint, from which a run will most likely go on; 0 where none is known."""
+    known = checkpointer.steps() if hasattr(checkpointer, "steps") else ()
+    return known[-1] if known else 0
+
+
+def _close(batches: Any) -> None:
+    """End a stream that can be ended."""
+    if hasattr(batches, "close"):
+        batches.close()
 
 
 def _counted(game: Any, state: TrainState, batch: Any, teacher: Any, extra: Any, progress: Progress | None) -> float:

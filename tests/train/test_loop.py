@@ -86,6 +86,44 @@ def test_resume_from_checkpoints_on_disk(tmp_path):
         assert checkpointer.meta(40)["metrics"]["loss"] == outcome.row["loss"]
 
 
+def test_batches_are_read_ahead_from_the_newest_checkpoint_and_anew_where_that_is_not_restored(tmp_path):
+    """The guess is only a guess: with the newest checkpoint damaged the run begins where the older one ends."""
+    straight = go(40, devices(1))
+    begun, closed = [], []
+
+    class Watched(Pipeline):
+        def stream(self, start=0, stop=None):
+            begun.append(start)
+            return Closing(super().stream(start, stop), start)
+
+    class Closing:
+        def __init__(self, batches, start):
+            self.batches, self.start = batches, start
+
+        def __next__(self):
+            return next(self.batches)
+
+        def close(self):
+            closed.append(self.start)
+
+    def run(steps):
+        with Checkpointer(tmp_path) as checkpointer:
+            return go(steps, devices(1), Watched(), checkpointer=checkpointer)
+
+    run(20)
+    run(30)
+    assert begun == closed == [0, 20]
+    record = tmp_path / "30" / "meta" / "record.json"
+    record.write_text(record.read_text()[:-10])
+    resumed = run(40)
+    assert begun == closed == [0, 20, 30, 20]
+    assert_bitwise(straight.state, resumed.state)
+    with pytest.raises(ValueError, match="trained with seed 5"):  # refused after the reading began
+        with Checkpointer(tmp_path) as checkpointer:
+            go(50, devices(1), Watched(), checkpointer=checkpointer, seed=6)
+    assert begun == closed == [0, 20, 30, 20, 40]
+
+
 def test_resume_on_another_device_count():
     memory = Memory()
     go(20, devices(8), checkpointer=memory)

@@ -35,12 +35,14 @@ def go(folder, steps, name="a", mesh=None, loss=None, keep=True):
         )  # fmt: skip
 
 
-def test_restart_traces_nothing_and_ends_bitwise_equal(tmp_path):
+def test_restart_traces_nothing_and_ends_bitwise_equal(tmp_path, monkeypatch):
     straight = go(tmp_path / "straight", 40, keep=False)
     (tmp_path / "run").mkdir()
     go(tmp_path / "run", 20)
     assert (tmp_path / "run" / "step.program").exists()
-    resumed = go(tmp_path / "run", 40, loss=never)  # would raise if the step were traced
+    with monkeypatch.context() as patch:  # its key is kept too: nothing small is compiled either
+        patch.setattr("jax.random.split", never)
+        resumed = go(tmp_path / "run", 40, loss=never)  # would raise if the step were traced
     assert resumed.step == 40
     assert_bitwise(straight.state, resumed.state)
     assert straight.row["loss"] == resumed.row["loss"]
@@ -77,6 +79,11 @@ def test_anything_odd_compiles_as_ever(tmp_path, caplog):
             go(tmp_path, 20, loss=never)
     assert "could not be loaded, the step is compiled: ZeroDivisionError" in caplog.text
     assert go(tmp_path, 20, loss=never).step == 20
+
+
+def test_a_program_that_has_not_answered_has_no_key(tmp_path):
+    with pytest.raises(RuntimeError, match="no kept program has answered"):
+        Program(epath.Path(tmp_path / "step.program"), "x").key(devices(1))
 
 
 def test_what_the_compile_cache_gave_is_not_kept(tmp_path, monkeypatch):
