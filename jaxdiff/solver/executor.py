@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
@@ -336,10 +337,10 @@ def sample(
 
     ``shape``: (B, ...) of the samples, or a pytree of shapes for multi-block states. ``key``: typed threefry key;
     ``index``: as in :func:`run`, so that chunks of one large set are ``index=0, B, 2B, ...``. ``sharding`` lays out the batch
-    axis. ``cond`` is handed to ``condition(d, cond)``. ``init`` (B, ...): clean data to start from at the grid's first
-    (intermediate) time, ``alpha init + sigma noise``; without it the start is the process's prior. ``record``: as in
-    :func:`run`. New parameters, scales, conditions, grids or solvers of the same table structure do not retrace.
-    Raises ValueError naming the argument for bad keys, shapes, laws and names.
+    axis; its mesh may have Explicit axes. ``cond`` is handed to ``condition(d, cond)``. ``init`` (B, ...): clean data to start
+    from at the grid's first (intermediate) time, ``alpha init + sigma noise``; without it the start is the process's prior.
+    ``record``: as in :func:`run`. New parameters, scales, conditions, grids or solvers of the same table structure do not
+    retrace. Raises ValueError naming the argument for bad keys, shapes, laws and names.
     """
     if not isinstance(key, jax.Array):
         check_key(key)
@@ -401,6 +402,7 @@ def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> 
     side over threads, and the loop then pays for it (1.07 of hand-written at batch 16, against 1.02). Jits of their own,
     because static arguments of a shared one are compared in Python at every call.
     """
+    explicit = isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
 
     @jax.jit
     def draw(table: Table, key: jax.Array, index: Any, init: Any) -> Any:
@@ -424,7 +426,8 @@ def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> 
             raise ValueError(f"init: shape {given} given; need that of the samples, {needed}")
         index = sample_indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
         if sharding is not None:
-            index = jax.lax.with_sharding_constraint(index, sharding)
+            # where axes are Explicit this runs under auto_axes, and a spec refers to the mesh of the context
+            index = jax.lax.with_sharding_constraint(index, sharding.spec if explicit else sharding)
         z = draw_noise(table, sample_keys(key, index), x)
         scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.start[0])))
 
@@ -445,4 +448,11 @@ def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> 
     def go(table: Table, d: Any, x: Any, key: Any, index: jax.Array, hooks: Hooks | None) -> Any:
         return run(table, d, x, key, index=index, hooks=hooks, record=record)
 
+    if explicit:
+        rows = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+        def under(f: Any, out: Any) -> Any:
+            return jax.jit(auto_axes(f, axes=sharding.mesh.axis_names, out_sharding=out), out_shardings=out)
+
+        draw, go = under(draw, sharding), under(go, (sharding, rows) if record else sharding)
     return draw, go
