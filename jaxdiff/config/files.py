@@ -19,7 +19,10 @@ __all__ = ["apply_overrides", "load", "restore", "store"]
 
 
 def load(path: str) -> ConfigDict:
-    """The config a file's ``get_config()`` returns; ``file.py:text`` passes text to it."""
+    """The config a file's ``get_config()`` returns; ``file.py:text`` passes text to it.
+
+    Raises ConfigError for a file that is not there or has none.
+    """
     file, _, argument = path.partition(":")
     location = pathlib.Path(file)
     if not location.is_file():
@@ -73,7 +76,7 @@ def store(config: ConfigDict, path: Any) -> None:
 
 
 def restore(path: Any) -> ConfigDict:
-    """Read what :func:`store` wrote; fields added since get their defaults."""
+    """Read what :func:`store` wrote; fields added since get their defaults. Raises ConfigError if unreadable."""
     try:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:

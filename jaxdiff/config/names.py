@@ -58,7 +58,7 @@ def near(given: Any, allowed: Iterable[Any]) -> str:
 
 @functools.cache
 def resolve(kind: str, name: str) -> Callable:
-    """The constructor of component ``name``."""
+    """The constructor of component ``name``; raises ConfigError for a name that ``kind`` does not have."""
     if name not in NAMES[kind]:
         raise ConfigError(f"{kind}: {name!r} is unknown; allowed: {', '.join(NAMES[kind])}{near(name, NAMES[kind])}")
     module, _, attribute = NAMES[kind][name].partition(":")

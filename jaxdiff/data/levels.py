@@ -6,8 +6,7 @@ level k becomes the centre of its bin,
     x = 2 (k + 1/2) / levels - 1,        half a bin = 1 / levels,
 
 so uniform dequantisation adds U(-1/levels, 1/levels) and stays inside [-1, 1], and bits per dimension are
-``-log2 p(x) / d + log2(levels / 2)`` (methods-processes S5). scikit-learn's digits have 17 levels, 8-bit
-images 256.
+``-log2 p(x) / d + log2(levels / 2)``. scikit-learn's digits have 17 levels, 8-bit images 256.
 """
 
 import functools

@@ -24,7 +24,8 @@ def agreement_of_logits(logits: Any, labels: Any) -> float:
 def class_agreement(network: FeatureNetwork, samples: Any, labels: Any) -> float:
     """Share in [0, 1] of samples (N, ...) that the network assigns to the label (N,) they were conditioned on.
 
-    On real held-out images this is the classifier's accuracy: the number to hold it against.
+    On real held-out images this is the classifier's accuracy: the number to hold it against. Raises ValueError for networks
+    without logits.
     """
     logits = extract(network, samples).logits
     if logits is None:

@@ -44,7 +44,8 @@ def frechet_from_moments(first: Moments, second: Moments) -> float:
     The last trace is the sum of singular values of ``S1^(1/2) S2^(1/2)``: those are the square roots of the
     eigenvalues of ``S1^(1/2) S2 S1^(1/2)``, but reach zero without passing through the square root of rounding
     error, so covariances of low rank (fewer samples than features) need no regularisation. Never negative.
-    Source: Dowson and Landau 1982; as a metric of generators, arXiv 1706.08500.
+    Source: Dowson and Landau 1982; as a metric of generators, arXiv 1706.08500. Raises ValueError for different numbers of
+    features.
     """
     first = Moments(*(np.asarray(part, np.float64) for part in first))
     second = Moments(*(np.asarray(part, np.float64) for part in second))

@@ -140,7 +140,8 @@ def toy_panels(data: Any, samples: Any, trajectories: Any, path: Any, *, lines: 
     """Data, samples and trajectories of a 2-D problem side by side, on one scale, as a PNG; returns the path.
 
     data (N, 2), samples (M, 2), trajectories (T, P, 2) from noise to data, of which ``lines`` are drawn. The view
-    holds all data and 99.8% of samples and ends of trajectories: one stray point does not shrink the rest.
+    holds all data and 99.8% of samples and ends of trajectories: one stray point does not shrink the rest. Raises
+    ``ValueError`` for other shapes and empty sets.
     """
     data, samples, trajectories = (np.asarray(a, np.float64) for a in (data, samples, trajectories))
     for name, array, ndim in (("data", data, 2), ("samples", samples, 2), ("trajectories", trajectories, 3)):

@@ -144,7 +144,7 @@ def quantile_flow(world: Any, process: Process) -> QuantileFlow:
 
     ``world``: a Gaussian, GaussianMixture or Delta in one dimension. The start must have a density (sigma > 0,
     or no point components); between modes that share no mass the map is as ill-conditioned as the law itself.
-    Source: methods-solvers, insight 5. Raises ValueError for more dimensions or noise that is not Gaussian.
+    Raises ValueError for more dimensions or noise that is not Gaussian.
     """
     if not process.noise.gaussian:
         raise ValueError(f"process: noise law {process.noise.name!r} given; quantile_flow() needs 'gaussian'")

@@ -42,7 +42,7 @@ class Window:
 
     ``by``: "sigma" is the level of the equivalent alpha = 1 path, ``sigma/alpha``; "half_log_snr" is
     ``log(alpha/sigma)``; "time" is t. The choice is a ``where`` on the scale, so that windows can be vmapped
-    over and never change what is compiled (and save no evaluations).
+    over and never change what is compiled (and save no evaluations). Raises ValueError when asked at an unknown level.
     """
 
     scale: Any

@@ -32,7 +32,7 @@ def rbf(x: Any, y: Any, bandwidths: float | Sequence[float] = 1.0) -> Any:
 def polynomial(x: Any, y: Any, degree: int = 3, gamma: float | None = None, constant: float = 1.0) -> Any:
     """``(gamma x_i.y_j + constant)^degree``, matrix (N, M); ``gamma=None`` means 1/D.
 
-    With its defaults this is the kernel of KID (Binkowski et al., arXiv 1801.01401).
+    With its defaults this is the kernel of KID (Binkowski et al., arXiv 1801.01401). Raises ``ValueError`` for degree < 1.
     """
     if degree < 1:
         raise ValueError(f"degree: {degree}; allowed >= 1")
@@ -64,6 +64,8 @@ def mmd_squared(
     population value, zero for equal laws, so single values may be negative; it needs two points a side.
     ``unbiased=False`` is the V-statistic, never negative, with bias of order 1/N. The kernel maps two sets
     of points to a matrix; rows are done ``chunk`` at a time. Differentiable for jax input.
+
+    Raises ``ValueError`` for sets too small.
     """
     x, y = flat_pair(x, y)
     if unbiased and min(len(x), len(y)) < 2:

@@ -79,7 +79,7 @@ def mode(scale: Any = 1.29) -> Density:
     """Stable Diffusion 3's heavy-tailed density: ``t = u + scale (u - sin^2(pi u/2))`` (2403.03206).
 
     The paper's formula at 1 - u, so that t increases. scale in [-1, 2/(pi - 2)], where it is monotone; positive
-    favours the middle, 0 is uniform.
+    favours the middle, 0 is uniform. Raises ValueError outside.
     """
     if not isinstance(scale, jax.Array) and not -1 <= float(scale) <= 2 / (np.pi - 2):
         raise ValueError(f"scale: {scale} given; mode() needs -1 <= scale <= {2 / (np.pi - 2):.3f}")
@@ -97,7 +97,7 @@ def cosmap() -> Density:
 
 
 def discrete(steps: int = 1000) -> Density:
-    """``t = i/steps`` with i uniform on 1..steps: DDPM's training times (2006.11239 [131])."""
+    """``t = i/steps`` with i uniform on 1..steps: DDPM's training times (2006.11239 [131]). Raises ValueError for steps < 1."""
     if steps < 1:
         raise ValueError(f"steps: {steps} given; discrete() needs at least 1")
     return lambda u, process: (jnp.floor(u * steps) + 1) / steps

@@ -117,21 +117,30 @@ def snr() -> Weighting:
 
 
 def min_snr(gamma: Any = 5.0) -> Weighting:
-    """``min(1, gamma/SNR)`` on the noise residual, ``min(SNR, gamma)`` on data's (2303.09556)."""
+    """``min(1, gamma/SNR)`` on the noise residual, ``min(SNR, gamma)`` on data's (2303.09556).
+
+    Raises ValueError unless gamma > 0.
+    """
     if not gamma > 0:
         raise ValueError(f"gamma: {gamma} given; min_snr() needs gamma > 0")
     return Weighting(lambda at: jnp.minimum(1.0, gamma * at.rho**2))
 
 
 def p2(k: Any = 1.0, power: Any = 1.0) -> Weighting:
-    """``1/(k + SNR)^power`` on the noise residual (2204.00227; the authors use k = 1, power 0.5 and 1)."""
+    """``1/(k + SNR)^power`` on the noise residual (2204.00227; the authors use k = 1, power 0.5 and 1).
+
+    Raises ValueError unless k > 0 and power >= 0.
+    """
     if not (k > 0 and power >= 0):
         raise ValueError(f"k, power: {k}, {power} given; p2() needs k > 0 and power >= 0")
     return Weighting(lambda at: (k + at.snr) ** -power)
 
 
 def edm(sigma_data: Any = 0.5) -> Weighting:
-    """``(rho^2 + sigma_data^2)/(rho sigma_data)^2`` on the data residual: 1 on that of the edm target (2206.00364)."""
+    """``(rho^2 + sigma_data^2)/(rho sigma_data)^2`` on the data residual: 1 on that of the edm target (2206.00364).
+
+    Raises ValueError unless sigma_data > 0.
+    """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data: {sigma_data} given; edm() needs sigma_data > 0")
     return Weighting(lambda at: at.rho**2 / sigma_data**2 + 1)

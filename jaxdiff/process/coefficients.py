@@ -65,7 +65,10 @@ def resolve(t: Any, *parameters: Any) -> tuple:
 
 
 def expand(coefficient: Any, x: Any) -> Any:
-    """``coefficient`` with trailing axes of length one up to the rank of ``x`` (left alignment)."""
+    """``coefficient`` with trailing axes of length one up to the rank of ``x`` (left alignment).
+
+    Raises ValueError where it has more axes than ``x``.
+    """
     shape = np.shape(coefficient)
     if len(shape) > np.ndim(x):
         raise ValueError(

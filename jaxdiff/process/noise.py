@@ -65,7 +65,7 @@ class StudentT:
 
 
 def student_t(df: Any) -> StudentT:
-    """Validate and build; see :class:`StudentT`."""
+    """Validate and build; see :class:`StudentT`. Raises ValueError unless 0 < df < inf."""
     if not isinstance(df, jax.Array) and not 0 < float(df) < math.inf:
         raise ValueError(f"df: {df} given; student_t() needs 0 < df < inf")
     return StudentT(leaf(df))

@@ -39,7 +39,7 @@ def ghvb(process: Process, grid: Any, *, order: float = 1.8, lower_order_final: 
     ``order`` in (0, 5]: "1.8" means p = 2 weights with beta = 0.8; a whole order p is beta = 1, iPNDM with its published
     weights. Order p where steps are equal, at most 2 otherwise. The buffer is not carried: its last increment is read
     off the last two states, so the table has two states and p records. A start at alpha = 0 and, with
-    ``lower_order_final="zero"``, a step to sigma = 0 are first-order.
+    ``lower_order_final="zero"``, a step to sigma = 0 are first-order. Raises ValueError for an order out of range.
     """
     grid = as_grid(process, grid)
     if not 0 < order <= 5:
@@ -54,7 +54,7 @@ def heavy_ball(
     """HB: momentum behind Adams-Bashforth, ``v <- (1 - beta) v + beta AB_p(E)``, ``x/alpha += (rho_s - rho_t) v`` (2307.11118).
 
     ``order`` p 1..4, ``beta`` in (0, 1], 1 being iPNDM with its published weights; the first v is E. First order for
-    beta < 1. Ends as in :func:`ghvb`.
+    beta < 1. Ends as in :func:`ghvb`. Raises ValueError for a number out of range.
     """
     grid = as_grid(process, grid)
     check_order(order, (1, 2, 3, 4), "heavy_ball()")

@@ -49,8 +49,8 @@ def ancestral(process: Process, grid: Any, *, variance: str = "small") -> Table:
     """DDPM's ancestral sampling (2006.11239 [131]); on the full grid of ``ddpm`` its rows are the exact posterior.
 
     ``variance``: "small" (posterior variance given x0) or "large" (transition variance, beta on DDPM, with the same
-    mean; not consistent on delta data by design). No noise on a step to
-    sigma = 0. Weak order 1.
+    mean; not consistent on delta data by design). No noise on a step to sigma = 0.
+    Weak order 1. Raises ValueError for another name.
     """
     grid = as_grid(process, grid)
     if variance not in ("small", "large"):

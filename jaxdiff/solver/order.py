@@ -85,11 +85,11 @@ def order(
     grid: Callable[[Process, int], Grid] = time_grid,
     world: GaussianMixture = WORLD,
 ) -> Order:
-    """Order of ``make(process, grid) -> Table`` on the probability flow of a 1-D mixture (methods-solvers, insight 5).
+    """Order of ``make(process, grid) -> Table`` on the probability flow of a 1-D mixture.
 
     ``warm``: this many first grid states are exact (a multistep method of order p shows its order for warm >= p; started
     cold, a first-order first step limits it to 2). ``grid(process, N)``: defaults to equal times between half log-SNR
-    -2.2 and 2.2. float64, on the host. The table must be deterministic.
+    -2.2 and 2.2. float64, on the host. Raises ValueError for tables that draw noise.
     """
     errors, costs = [], []
     for count in steps:

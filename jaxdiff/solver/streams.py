@@ -99,7 +99,10 @@ def churn_key(key: jax.Array) -> jax.Array:
 
 
 def sample_indices(index: Any, batch: int) -> jax.Array:
-    """Global sample indices (batch,) uint32 from None (0..batch-1), an integer offset, or (batch,) integers."""
+    """Global sample indices (batch,) uint32 from None (0..batch-1), an integer offset, or (batch,) integers.
+
+    Raises ValueError for other shapes and dtypes.
+    """
     if index is None:
         return jnp.arange(batch, dtype=jnp.uint32)
     index = jnp.asarray(index)

@@ -75,8 +75,7 @@ def weak_order(
     steps: Sequence[int] = (128, 256),
     grid: Callable[[Process, int], Grid] = level_grid,
 ) -> Order:
-    """Weak order of ``make(process, grid) -> Table``, stochastic or not, on 1-D Gaussian data (methods-solvers,
-    insight 5).
+    """Weak order of ``make(process, grid) -> Table``, stochastic or not, on 1-D Gaussian data.
 
     The error is that of the mean and variance of the last state, RMS over three data variances, by exact propagation;
     the slope is taken between the two last of ``steps``. ``grid``: default :func:`level_grid`. float64, on the host.

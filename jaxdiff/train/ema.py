@@ -130,6 +130,9 @@ def posthoc_weights(times: Sequence[float], gammas: Sequence[float], time: float
 
     Returns:
         (n,) float64 weights; the average is ``sum_i weights[i] * snapshot_i``.
+
+    Raises:
+        ValueError: shapes that differ, or a ``time`` out of range.
     """
     t, g = np.asarray(times, np.float64), np.asarray(gammas, np.float64)
     if t.ndim != 1 or t.shape != g.shape or t.size == 0 or (t < 1).any():

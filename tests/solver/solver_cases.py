@@ -52,7 +52,7 @@ MIXTURE = exact.GaussianMixture([0.3, 0.5, 0.2], [-1.5, 0.4, 2.0], [0.35**2, 0.2
 
 
 def delta_fails(solver_name: str, process_name: str) -> bool:
-    """The documented failures of the delta-data check (methods-solvers, insight 5)."""
+    """The documented failures of the delta-data check."""
     raw_time = solver_name in ("euler", "heun") and process_name not in STRAIGHT
     return raw_time or solver_name in ("ancestral_large", "edm_churn_noise")
 

@@ -1,4 +1,4 @@
-"""Which solvers are the same: equality of dense normal forms, no network involved (methods-solvers, insight 1)."""
+"""Which solvers are the same: equality of dense normal forms, no network involved."""
 
 import functools
 

@@ -67,7 +67,7 @@ def test_the_minimiser_is_the_known_one_and_bounds_bound():
     found = grid.Grid(
         least.table.time, *(np.asarray(v) for v in (least.table.blocks.alpha, least.table.blocks.sigma))
     )
-    # methods-solvers [62], by dynamic programming on closed-form costs; rungs are 2.3 % apart
+    # [62], by dynamic programming on closed-form costs; rungs are 2.3 % apart
     np.testing.assert_allclose(found.sigma[::-1], [0, 0.1, 0.1334, 0.1799, 0.2469, 0.3569, 0.5888, 10], rtol=0.05)
     assert gaussian_bound(found) < gaussian_bound(LINE) / 2.5  # measured .535, 1.369
     best = min(

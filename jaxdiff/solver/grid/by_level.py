@@ -146,6 +146,7 @@ def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 
     k-diffusion's VP grid.
 
     t starts at 1, or where the formula meets the process's level at t_max if that is lower; the first point is t_max.
+    Raises ValueError for numbers out of range.
     """
     if not (beta_d > 0 and beta_min > 0 and 0 < t_min < 1):
         raise ValueError(f"beta_d, beta_min, t_min: {beta_d}, {beta_min}, {t_min} given; need > 0, and t_min < 1")
@@ -174,7 +175,7 @@ def ays(process: Process, steps: int, *, name: str = "sd15") -> Grid:
 
     ``name``: "sd15", "sdxl", "deepfloyd", "svd" (11 levels each). With N = 11 these are the published levels, except that
     the first point is the process's own start at t_max (the same on the process they were made for); levels beyond
-    it are left out.
+    it are left out. Raises ValueError for another name.
     """
     if name not in AYS:
         raise ValueError(f"name: {name!r} given; allowed: {', '.join(AYS)}")

@@ -1,7 +1,7 @@
 """Families of tables: choose the leaves of a table that may move, keep the rest valid.
 
 ``build`` computes in numpy float64 when given numpy, so a learned table is as exact as a made one; under a gradient it
-computes in jax. Methods-solvers, the non-stationary tables of BNS and S4S.
+computes in jax. These are the non-stationary tables of BNS and S4S.
 """
 
 from __future__ import annotations
