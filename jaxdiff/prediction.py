@@ -278,7 +278,12 @@ class Denoiser:
         x_in = x if form.scale is None else expand(form.scale, x) * x
         times = {"c_noise_r": form.c_noise_r} if self.two_time else {}
         out = self.apply(self.params, x_in, form.c_noise, self.cond, **times)
-        return getattr(out, "raw", out)
+        raw = getattr(out, "raw", out)
+        if np.shape(raw) != np.shape(x):  # where the shapes broadcast, the estimates would be wrong without a word
+            raise ValueError(
+                f"apply: the network gives shape {np.shape(raw)} for a state {np.shape(x)}; need the state's"
+            )
+        return raw
 
     def condition(self, cond: Any) -> Denoiser:
         """The same denoiser told ``cond``."""

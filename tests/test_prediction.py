@@ -217,6 +217,10 @@ def identity(params, x_in, c_noise, cond):
         ),
         (lambda: pred.lift(None), "d: NoneType given"),
         (
+            lambda: pred.denoiser(process.vp(), lambda p, x, t, c: x[:, :1], target="data")(jnp.ones((2, 3)), 0.5),
+            "apply: the network gives shape (2, 1) for a state (2, 3)",
+        ),
+        (
             lambda: pred.condition(labelled(3), jnp.array([0, 4])),
             "cond: label 4 given; this network knows 0..2, and 3",
         ),
