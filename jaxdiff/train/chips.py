@@ -35,11 +35,16 @@ class Chip:
     kinds: tuple[str, ...] = ()
 
 
-NVIDIA = "data-sheet figures as quoted by secondary pages, dense; one 400 Gb/s port a GPU assumed"
+# FLOP/s (dense) and NVLink (900 GB/s two-way) from the first page, which says that the H200 computes as the H100 does; memory
+# and NVLink again from the second. They differ on the H200's memory, 144 and 141 GB: the lower
+H100 = "glennklockwood.com/garden/processors/h100; awesomeagents.ai/hardware/nvidia-h100; one 400 Gb/s port a GPU assumed"
+H200 = "glennklockwood.com/garden/processors/h100; saulelectric.com/nvidia-h200.html; one 400 Gb/s port a GPU assumed"
+# between pods, a chip: v5e 6.4 Tb/s a pod of 256, which is also 2 x 100 Gb/s a host of 8; v6e 25.6 Tb/s a pod of 256, also
+# 4 x 200 Gb/s a host of 8; v5p 50 Gb/s. ICI two-way: 400, 1200 and 800 GB/s a chip (one edition gives v6e 896)
+GOOGLE = "docs.cloud.google.com/tpu/docs/{0}; cloud.google.com/tpu/docs/{0} (editions of one vendor's page)"
 CHIPS = (
-    Chip("H100 SXM", 989.4e12, 494.7e12, 80e9, 450e9, 8, 50e9, NVIDIA, ("NVIDIA H100 80GB HBM3",)),
-    Chip("H200 SXM", 989.4e12, 494.7e12, 141e9, 450e9, 8, 50e9, NVIDIA, ("NVIDIA H200",)),
-    # ICI two-way 400 / 1200 / 800 GB/s a chip; DCN between pods 50 Gb/s a chip (v5p), assumed for the others
+    Chip("H100 SXM", 989.4e12, 494.7e12, 80e9, 450e9, 8, 50e9, H100, ("NVIDIA H100 80GB HBM3",)),
+    Chip("H200 SXM", 989.4e12, 494.7e12, 141e9, 450e9, 8, 50e9, H200, ("NVIDIA H200",)),
     Chip(
         "TPU v5e",
         197e12,
@@ -48,10 +53,20 @@ CHIPS = (
         200e9,
         256,
         3.1e9,
-        "Cloud TPU v5e page; DCN assumed",
+        GOOGLE.format("v5e"),
         ("TPU v5 lite", "TPU v5e"),
     ),
-    Chip("TPU v5p", 459e12, 459e12, 95 * 2**30, 600e9, 8960, 6.2e9, "Cloud TPU v5p page", ("TPU v5", "TPU v5p")),
+    Chip(
+        "TPU v5p",
+        459e12,
+        459e12,
+        95 * 2**30,
+        600e9,
+        8960,
+        6.2e9,
+        "docs.cloud.google.com/tpu/docs/v5p-training, two editions, DCN in one",
+        ("TPU v5", "TPU v5p"),
+    ),
     Chip(
         "TPU v6e",
         918e12,
@@ -60,7 +75,7 @@ CHIPS = (
         400e9,
         256,
         12.5e9,
-        "Cloud TPU v6e figures from memory, unverified; DCN assumed",
+        GOOGLE.format("v6e"),
         ("TPU v6 lite", "TPU v6e"),
     ),
 )
