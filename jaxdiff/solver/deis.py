@@ -63,21 +63,22 @@ def _adams(process: Process, grid: Grid, order: int, variable: str, lower_order_
     return steady(lambda inferred: _rows(process, grid, order, variable, lower_order_final, inferred))
 
 
-STRAIN = 8
-"""``sum |B| / |sum B|`` of a row above which rounding of its records counts; Adams-Bashforth 4 on equal steps has 6.7."""
+STRAIN = 16
+"""``sum |B|/(alpha + sigma)`` of a row above which the rounding of its records counts; steps that grow little stay below 5."""
 
 
 def steady(make: Callable[[int], Table], most: int = 4) -> Table:
-    """``make(0)``; where its weights cancel, ``make(n)``, whose first n rows of more noise than signal keep x0_hat.
+    """``make(0)``; where its weights are large, ``make(n)``, whose first n rows of more noise than signal keep x0_hat.
 
     Steps that grow several-fold away from alpha = 0 extrapolate with weights of tens and alternating signs, and float32's
     rounding of the first noise records grows by hundreds before it reaches the data; that of x0_hat, alpha/sigma times less.
-    A data record needs its row's state, which later rows recover through the rows between (:class:`Tape`), so each widens
-    the table by one record: the largest n <= ``most`` is taken that does so without weights twice as large.
+    A data record needs its row's state, which later rows recover through the rows between (:class:`Tape`), so each may widen
+    the table by one record. The largest n <= ``most`` is taken whose weights are at most twice those of ``make(0)``.
     """
     plain = make(0)
-    cancelling = np.sum(np.abs(plain.blocks.B), 1) > STRAIN * np.abs(np.sum(plain.blocks.B, 1))
-    if not np.any(cancelling & (plain.blocks.alpha[:-1] < plain.blocks.sigma[:-1])):
+    alpha, sigma = plain.blocks.alpha, plain.blocks.sigma
+    strain = np.sum(np.abs(plain.blocks.B), 1) / (alpha + sigma)[1:]
+    if not np.any((strain > STRAIN) & (alpha < sigma)[:-1]):
         return plain
     return next((t for t in map(make, range(most, 0, -1)) if _largest(t) <= 2 * _largest(plain)), plain)
 
