@@ -62,8 +62,9 @@ def dpm_solver_v3(
     k + 1 values in place of derivatives at lam_t (the pseudo-order rule, meant for very few steps): of order 2
     at most. ``c_pseudo``: the same in the corrector, on p + 1 values in the order t, s, t_-1, ...
 
-    Steps from alpha = 0 and to sigma = 0 are first-order. Raises ValueError for other orders, names, lengths and
-    shapes, and corrector rules without corrector. Statistics per pixel are not supported.
+    Steps from alpha = 0 and to sigma = 0 are first-order. ``solver.learn.ems`` measures the statistics of a model. Raises
+    ValueError for other orders, names, lengths and shapes, statistics that are not finite, and corrector rules without
+    corrector. Statistics per pixel are not supported.
     """
     grid = as_grid(process, grid)
     check_order(order, (1, 2, 3, 4), "dpm_solver_v3()")
@@ -104,6 +105,9 @@ def dpm_solver_v3(
 
 def _checked(stats: Statistics) -> Statistics:
     values = {name: np.asarray(getattr(stats, name), np.float64) for name in ("l", "s", "b")}
+    for name, value in values.items():
+        if not np.all(np.isfinite(value)):
+            raise ValueError(f"{name}: not finite; dpm_solver_v3() needs finite statistics")
     if stats.lam is None:
         for name, value in values.items():
             if value.ndim:

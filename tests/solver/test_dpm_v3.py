@@ -278,6 +278,7 @@ def test_refusals_name_what_is_wrong():
         "c_pseudo: True given without a corrector": {"c_pseudo": True},
         "corrector: 3 values given; need one, or one a step": {"corrector": [True] * 3},
         "order: 5 given": {"order": 5},
+        "b: not finite": {"b": math.nan},
     }.items():
         with pytest.raises(ValueError, match=match):
             make(**options)
