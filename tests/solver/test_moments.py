@@ -53,7 +53,8 @@ def executed(p, tables, offset=0.0):
         starts.append(push(law(float(block.alpha[0]) / gain, float(block.start_scale), offset), 0.0, gain))
         churns.append(added**2)
     tables = [
-        dataclasses.replace(t, blocks=dataclasses.replace(t.blocks, start_noise=None, start_gain=None)) for t in tables
+        dataclasses.replace(t, blocks=dataclasses.replace(t.blocks, start_noise=None, start_gain=None))
+        for t in tables
     ]
     many = solver.stack(tables)
     with jax.enable_x64(True):
