@@ -11,7 +11,7 @@ and everything of that player stays bitwise as it was when its loss or gradient 
 The global mean is taken one of three ways. When every device holds the parameters whole, the gradient runs
 inside ``shard_map``: microbatches are accumulated locally and ONE all-reduce follows the scan. When
 parameters are split over ``fsdp`` or ``tensor``, plain jit with sharding constraints lets the compiler
-place the collectives, or ``jaxdiff.train.fsdp`` writes out those over ``fsdp``, again with one reduction after the scan.
+place the collectives, or ``jaxdiff.train.fsdp`` writes out those over ``fsdp``, block by block.
 """
 
 import dataclasses
@@ -132,14 +132,14 @@ def _with_auto_axes(gradient: Callable, mesh: Mesh, layout: Any) -> Callable:
 
 
 def _fsdp_gradient(loss: Loss, mesh: Mesh, accumulate: int, layout: Any) -> Callable:
-    """Gradient inside shard_map of parameters in pieces: gathered by block, scattered once, after the local scan."""
+    """Gradient inside shard_map of parameters in pieces: gathered and scattered by block."""
     blocks = fsdp.split_blocks(layout)
     micro = lambda batch: _cut_local(batch, accumulate)
     local = _mean_gradient(fsdp.value_and_grad(loss, blocks), accumulate, micro)
 
     def gradient(*args: Any) -> tuple:
         grads, *rest = local(*args)
-        return fsdp.mean(blocks, grads), *jax.lax.pmean(rest, BATCH_AXES)
+        return fsdp.mean(blocks, grads, args[0]), *jax.lax.pmean(rest, BATCH_AXES)
 
     pieces = fsdp.pieces_spec(layout)
     mapped = jax.shard_map(
