@@ -155,6 +155,21 @@ def test_ends(name):
                 np.testing.assert_allclose(block.A[0][0] ** 2 * block.sigma[0] ** 2 + C[0] ** 2, block.sigma[1] ** 2)
 
 
+@pytest.mark.parametrize("path", ["vp", "linear_early", "edm", "subvp"])
+@pytest.mark.parametrize(("eta", "temperature"), [(1.0, 1.0), (0.6, 1.0), (1.3, 0.8)])
+def test_euler_maruyama_has_the_law_of_its_formula(path, eta, temperature):
+    """Mean and variance of ``v = x/alpha`` step by step for data N(m, s): drift (1 + eta^2)/T E, diffusion eta^2 d(rho^2)."""
+    p, m, s = PROCESSES[path], 0.7, 0.3
+    g = grid.from_times(p, np.linspace(0.9, 0.2, 8))
+    mean, variance = m, s + (g.sigma[0] / g.alpha[0]) ** 2
+    for t, u in zip(g.sigma[:-1] / g.alpha[:-1], g.sigma[1:] / g.alpha[1:]):
+        slope = (1 + eta**2) / temperature * (u - t) * t / (s + t**2)  # E = rho (v - m)/(s + rho^2)
+        mean, variance = mean + slope * (mean - m), (1 + slope) ** 2 * variance + eta**2 * (t**2 - u**2)
+    table = solver.euler_maruyama(p, g, eta=eta, temperature=temperature)
+    a = g.alpha[-1]
+    np.testing.assert_allclose(gaussian_law(table, m, s), (a * mean, a * a * variance), rtol=1e-12)
+
+
 def test_gaussian_noise_is_required():
     p = dataclasses.replace(PROCESSES["edm"], noise=process.student_t(5.0))
     g = grid.edm_rho(p, 6)
