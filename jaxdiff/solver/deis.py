@@ -39,6 +39,7 @@ def deis(
 
 def lms(process: Process, grid: Any, *, order: int = 4, lower_order_final: str = "never") -> Table:
     """Linear multistep in rho = sigma/alpha: :func:`deis` with ``variable="rho"``, k-diffusion's LMS."""
+    check_order(order, (1, 2, 3, 4), "lms()")
     return deis(process, grid, order=order, variable="rho", lower_order_final=lower_order_final)
 
 
