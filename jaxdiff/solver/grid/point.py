@@ -123,7 +123,10 @@ def from_times(process: Process, times: Any) -> Grid:
             f"times: range [{times.min():g}, {times.max():g}] given; need 0 <= t <= t_max = {process.t_max:g}"
         )
     if np.any(np.diff(times) >= 0):
-        raise ValueError("times: must decrease strictly, from noise to data")
+        i = int(np.argmax(np.diff(times) >= 0))
+        raise ValueError(
+            f"times: {times[i]:g}, then {times[i + 1]:g} given; must decrease strictly, from noise to data"
+        )
     return at_times(process, times)
 
 
