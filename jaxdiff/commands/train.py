@@ -33,7 +33,7 @@ __all__ = ["open_workdir", "read_metrics", "run"]
 
 # what may differ from the stored config: it changes no number that training computes
 FREE = (
-    *("solver", "guidance", "sample", "eval", "mesh", "data.data_dir", "data.in_memory"),
+    *("solver", "guidance", "sample", "eval", "mesh", "data.data_dir", "data.in_memory", "data.heldout"),
     *(f"train.{name}_every" for name in ("log", "save", "sample", "stats", "keep")),
     *("train.keep_last", "train.best_metric", "train.best_mode", "train.profile"),
     *("train.tensorboard", "train.wandb", "train.nonfinite_limit", "train.peak_flops"),
