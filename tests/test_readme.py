@@ -32,3 +32,11 @@ def test_rooms_exist():
     root = pathlib.Path(jaxdiff.__file__).parent
     for name in re.findall(r"^\| `([\w/.]+)`", README.read_text(), re.M):
         assert (root / name).exists(), name
+
+
+def test_sources_of_docstrings_are_listed():
+    root = README.parent
+    text = "".join(path.read_text() for path in (root / "jaxdiff").rglob("*.py"))
+    cited = {(number, paper) for paper, number in re.findall(r"(\d{4}\.\d{4,5}) \[(\d+)\]", text)}
+    listed = set(re.findall(r"^\| (\d+) \| ([\d.]+) \|", (root / "docs" / "sources.md").read_text(), re.M))
+    assert len(cited) > 20 and cited <= listed, cited - listed
