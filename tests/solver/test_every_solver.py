@@ -1,6 +1,7 @@
 """Every maker with its options in one stack: float32 execution follows float64 on every kind of path."""
 
 import dataclasses
+import functools
 
 import deterministic_cases
 import jax
@@ -13,6 +14,7 @@ from solver_cases import PATHS, PROCESSES, rms
 
 from jaxdiff import exact, solver
 from jaxdiff.solver import grid
+from jaxdiff.solver.tape import Tape
 
 MAKERS = {**solver_cases.SOLVERS, **deterministic_cases.ALL, **stochastic_cases.ALL}
 WORLD = exact.GaussianMixture([0.5, 0.5], [-0.6, 0.7], [0.4, 0.3])
@@ -42,3 +44,20 @@ def test_float32_follows_float64(path):
     errors = {name: rms(a, b) for name, a, b in zip(MAKERS, low, high)}
     assert len(errors) > 130
     assert not {n: e for n, e in errors.items() if not e < 2e-5}
+
+
+@pytest.mark.parametrize("name", ["deis_t", "deis_t_4", "velocity_ab_4", "dpm_solver"])
+def test_what_a_row_keeps_does_not_change_the_solver(name, monkeypatch):
+    """Where weights are large, rows keep x0_hat for eps_hat; every state is the same combination of predictions."""
+    make = {**MAKERS, "deis_t_4": functools.partial(solver.deis, order=4)}[name]
+    for path in ("linear", "cosine", "subvp"):
+        p = PROCESSES[path]
+        inferred = make(p, grid.logsnr(p, 12))
+        with monkeypatch.context() as patch:
+            patch.setattr(Tape, "infer", Tape.evaluate)
+            kept = make(p, grid.logsnr(p, 12))
+        one, two = solver.unroll(inferred, rows=True), solver.unroll(kept, rows=True)
+        np.testing.assert_allclose(one.W, two.W, rtol=0, atol=1e-12 * np.max(np.abs(two.W)))
+        np.testing.assert_allclose(one.a, two.a, rtol=0, atol=1e-12)
+        if path == "linear":
+            assert np.count_nonzero(inferred.blocks.q) < np.count_nonzero(kept.blocks.q)
