@@ -120,8 +120,9 @@ class Plan:
             recomputed, are fixed + each * examples.
         flops: matrix-product FLOPs of one step on one device.
         compiled_arguments: argument bytes by XLA's own account; None if not compiled.
-        collectives: those of the compiled program or, under explicit fsdp, those written in it; None if neither.
-        traced: whether they are the written ones.
+        collectives: those of the compiled program or, under explicit fsdp, those written in it with the compiled ones over
+            tensor; None if neither.
+        traced: whether they are written ones.
         notes: what the reader should know.
     """
 
@@ -263,19 +264,25 @@ def make_plan(
     each = (large - small) / local
 
     compiled_arguments = found = None
+    along_tensor: tuple = ()
     if compiled:
         program = step.lower(state, whole, key).compile()
         compiled_arguments = program.memory_analysis().argument_size_in_bytes
+        text = program.as_text()
         found = tuple(
             dataclasses.replace(c, group=c.group * data // simulated if c.group == mesh.size else c.group)
-            for c in cost.collectives(program.as_text(), mesh.size)
+            for c in cost.collectives(text, mesh.size)
         )
+        along_tensor = tuple(c for c in cost.collectives(text, mesh.size, mesh.shape) if c.axes == ("tensor",))
     if traced := route == "fsdp" and gathered:
         sizes = dict(zip(mesh.axis_names, mesh_sizes))
         written = cost.traced_collectives(jaxpr)
         found = tuple(dataclasses.replace(c, group=math.prod(sizes[a] for a in c.axes)) for c in written)
         if split:
-            notes.append("collectives over tensor are the compiler's and not among those counted")
+            found += along_tensor
+            notes.append(
+                f"collectives over tensor are the compiler's{'' if compiled else ' and not among those counted'}"
+            )
     # in use, and as a gradient, a parameter is whole along fsdp and split along tensor alone
     unsplit = lambda sharding: NamedSharding(mesh, without_axis(sharding.spec, "fsdp"))
     used = jax.tree.map(

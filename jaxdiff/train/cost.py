@@ -7,7 +7,7 @@ that microbatches and solver rows are all there.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -199,7 +199,7 @@ _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 class Collective:
     """One collective of a program: bytes of its result on one device, devices it spans, runs per call.
 
-    ``axes`` are the mesh axes it spans, where the program names them; a compiled one does not.
+    ``axes`` are the mesh axes it spans; () where a compiled program was read without its mesh.
     """
 
     kind: str
@@ -229,8 +229,26 @@ def _group(line: str, devices: int) -> int:
     return devices
 
 
-def collectives(hlo: str, devices: int = 1) -> list[Collective]:
-    """The collectives of ``compiled.as_text()``, largest first; loops with a known length count as often as they run."""
+def _spanned(line: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Mesh axes along which the devices of the first replica group differ: devices are numbered by place in the mesh."""
+    count = math.prod(sizes.values())
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        group = np.array([int(n) for n in listed[1].split(",")])
+    elif iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        ids = np.arange(count).reshape([int(n) for n in iota[3].split(",")])
+        ids = ids.transpose([int(n) for n in iota[4].split(",")]) if iota[4] else ids
+        group = ids.reshape(int(iota[1]), int(iota[2]))[0]
+    else:
+        return tuple(name for name, size in sizes.items() if size > 1) if _group(line, count) == count else ()
+    places = np.unravel_index(group, tuple(sizes.values()))
+    return tuple(name for name, place in zip(sizes, places, strict=True) if len(set(place.tolist())) > 1)
+
+
+def collectives(hlo: str, devices: int = 1, mesh: Mapping[str, int] | None = None) -> list[Collective]:
+    """The collectives of ``compiled.as_text()``, largest first; loops with a known length count as often as they run.
+
+    ``mesh``: sizes of its axes, in order, to tell which of them each one spans.
+    """
     lines: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
@@ -262,7 +280,11 @@ def collectives(hlo: str, devices: int = 1) -> list[Collective]:
                 # an asynchronous start of these two carries its operands beside its results
                 if op["start"] and op["kind"] in ("all-gather", "collective-permute"):
                     sizes = sizes[len(sizes) // 2 :]
-                found.append(Collective(op["kind"], sum(sizes), _group(line, devices), count))
+                found.append(
+                    Collective(
+                        op["kind"], sum(sizes), _group(line, devices), count, _spanned(line, mesh) if mesh else ()
+                    )
+                )
     return sorted(found, key=lambda c: -c.bytes * c.times)
 
 

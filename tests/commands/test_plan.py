@@ -245,6 +245,36 @@ ENTRY %main (x: f32[256]) -> f32[256] {
     }
 
 
+def test_axes_of_compiled_collectives():
+    """By the places of a replica group's devices in a mesh of 2 x 2 x 2, in every notation."""
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    for groups, axes in (
+        ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("{{0,2},{1,3},{4,6},{5,7}}", ("fsdp",)),
+        ("[4,2]<=[8]", ("tensor",)),
+        ("[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("[2,4]<=[4,2]T(1,0)", ("data", "fsdp")),
+        ("{}", ("data", "fsdp", "tensor")),
+    ):
+        text = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n  %r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, a=b\n}}"
+        assert [c.axes for c in cost.collectives(text, 8, sizes)] == [axes]
+
+
+@pytest.mark.slow
+def test_explicit_fsdp_beside_tensor():
+    """What crosses ``tensor`` is read from the compiled step, beside the gathers and scatters that are written in it."""
+    config = dit_config()
+    config.network.remat = True
+    config.mesh.fsdp_mode, config.mesh.min_bytes = "explicit", 4096
+    found = plan.make_plan(config_lib.check(config), (2, 2, 2), shape=(8, 8, 3), classes=10)
+    over = [c for c in found.collectives if c.axes == ("tensor",)]
+    assert {c.group for c in over} == {2}
+    # of a block: a sum of every token after the attention and after the MLP, forward, recomputed or backward
+    tokens = 4 * (BATCH // 4) * TOKENS * WIDTH
+    assert sum(c.times for c in over if c.kind == "all-reduce" and c.bytes >= tokens) >= 4 * DEPTH
+    assert {c.axes for c in found.collectives if c.kind == "reduce-scatter"} == {("fsdp",)}
+
+
 def test_network_time_by_hand():
     chip = CHIPS[0]
     ring = [cost.Collective("all-reduce", 10**9, 8, 2), cost.Collective("all-gather", 10**9, 16, 1)]
