@@ -23,6 +23,8 @@ def conjugate(process: Process, grid: Any, *, rate: float = 0.0) -> Table:
     and to sigma = 0 are DDIM's. Raises ValueError for l != 0 on grids without a path.
     """
     grid = as_grid(process, grid)
+    if not np.isfinite(rate):
+        raise ValueError(f"rate: {rate} given; conjugate() needs a finite number")
     if rate != 0:
         require_path(grid, f"conjugate(rate={rate:g})", "the path's time between grid points")
     rows = Rows(process, grid[0])

@@ -51,6 +51,8 @@ def unipc(
     count = len(grid)
     corrected = per_step("corrector", corrector, count)
     ratios = np.array(per_step("compensation", 1.0 if compensation is None else compensation, count), np.float64)
+    if not np.all(np.isfinite(ratios)):
+        raise ValueError(f"compensation: {compensation} given; ratios must be finite")
     tape, before = Tape(process, grid[0]), None
     history: list[Node] = []
     for i in range(count):

@@ -103,6 +103,8 @@ def test_costs():
         (functools.partial(solver.unipc, corrector=[True, False]), "corrector: 2 values"),
         (functools.partial(solver.unipc, lower_order_final="maybe"), "lower_order_final: 'maybe'.*auto"),
         (functools.partial(solver.dc_solver, compensation=[1.0]), "compensation: 1 values"),
+        (functools.partial(solver.dc_solver, compensation=float("nan")), "compensation: nan given"),
+        (functools.partial(solver.conjugate, rate=float("inf")), "rate: inf given"),
         (functools.partial(solver.deis, variable="s"), "variable: 's'.*rho"),
         (functools.partial(solver.lms, order=5), "order: 5"),
         (functools.partial(solver.pndm, order=3), "order: 3.*2, 4"),
