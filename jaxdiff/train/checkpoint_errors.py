@@ -99,6 +99,7 @@ def hush_abandoned() -> None:
 
     told, sys.unraisablehook = sys.unraisablehook, hook
     logging.getLogger("asyncio").addFilter(worth_telling)
+    warnings.filterwarnings("ignore", r"coroutine '.*\bwrite_fragment' was never awaited", RuntimeWarning)  # orbax's
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
