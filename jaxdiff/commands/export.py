@@ -32,7 +32,7 @@ from jaxdiff import prediction
 from jaxdiff.commands import assemble, draw
 from jaxdiff.config import ConfigError
 from jaxdiff.eval.whole_file import write_whole
-from jaxdiff.solver import executor
+from jaxdiff.solver.sampling import programs
 from jaxdiff.solver.table import Table, device
 
 __all__ = ["LOADER", "PLATFORMS", "export_sampler", "run"]
@@ -107,7 +107,7 @@ def export_sampler(
         table, d = rebuild(given)
         if label:
             d = prediction.condition(d, label[0])
-        begin, go = executor.programs((index.shape[0], *shape), None, (), "float32")
+        begin, go = programs((index.shape[0], *shape), None, (), "float32")
         x, index = begin(table, key, index, None)
         return go(table, d, x, key, index, None)
 

@@ -15,7 +15,7 @@ from jaxdiff.solver.deis import deis, f_pndm, ipndm, lms, pndm
 from jaxdiff.solver.dpm_solver import dpm_solver, dpm_solver_pp
 from jaxdiff.solver.dpm_v3 import Statistics, dpm_solver_v3
 from jaxdiff.solver.er_sde import PHIS, er_sde
-from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run, sample
+from jaxdiff.solver.executor import Hooks, Row, State, advance, begin, hooks, rows_of, run
 from jaxdiff.solver.exp_rk import exp_rk
 from jaxdiff.solver.grid import GRIDS, Grid
 from jaxdiff.solver.kernel import row_logprob, row_mean
@@ -26,6 +26,7 @@ from jaxdiff.solver.renoise import dpm2_ancestral, dpmpp_2s_ancestral, euler_anc
 from jaxdiff.solver.restart import restart
 from jaxdiff.solver.rungekutta import dpm2, edm, heun, rho_rk, rk4
 from jaxdiff.solver.sa_solver import sa_solver
+from jaxdiff.solver.sampling import sample
 from jaxdiff.solver.sde_dpm import dpm_solver_pp_sde
 from jaxdiff.solver.simulate import euler_maruyama, predictor_corrector
 from jaxdiff.solver.streams import sample_keys

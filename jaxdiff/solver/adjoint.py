@@ -45,7 +45,7 @@ def checkpointed(
 
     @jax.checkpoint
     def step(state: Any, row: Any) -> tuple:
-        return advance(table, d, hooks, state, row, index)[0], None
+        return advance(table, d, hooks, state, row, index=index)[0], None
 
     @jax.checkpoint
     def segment(state: Any, part: Any) -> tuple:

@@ -1,6 +1,6 @@
 """One scan runs every table: evaluate, record, combine.
 
-``run`` is pure and can be vmapped over tables, guidance scales or anything else; ``sample`` is the compiled public
+``run`` is pure and can be vmapped over tables, guidance scales or anything else; ``sampling.sample`` is the compiled
 entry. Noise is a function of (key, global sample index, row) alone, so it is bitwise the same for any batch size,
 chunking or device count.
 """
@@ -8,14 +8,12 @@ chunking or device count.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
@@ -30,12 +28,11 @@ __all__ = [
     "begin",
     "draw_noise",
     "hooks",
-    "programs",
+    "per_leaf",
     "query",
     "rows_for",
     "rows_of",
     "run",
-    "sample",
 ]
 
 RECORDS = ("states", "predictions")
@@ -149,7 +146,7 @@ def draw_noise(table: Table, keys: Any, x: Any) -> Any:
     """Unit noise of each block's law in the shapes of ``x``, whose leaves start with the batch axis of ``keys`` (B,): one
     independent stream per sample and leaf."""
     leaves, structure = jax.tree_util.tree_flatten(x)
-    laws = _per_leaf(table, x, lambda block: block.law)
+    laws = per_leaf(table, x, lambda block: block.law)
 
     def leaf_noise(i: int, leaf: Any, law: Any) -> Any:
         own = keys if len(leaves) == 1 else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
@@ -159,7 +156,7 @@ def draw_noise(table: Table, keys: Any, x: Any) -> Any:
     return jax.tree_util.tree_unflatten(structure, noise)
 
 
-def _per_leaf(table: Table, x: Any, read: Any) -> list:
+def per_leaf(table: Table, x: Any, read: Any) -> list:
     """``read(block)`` once for every leaf of ``x`` that the block covers."""
     out: list = []
     jax.tree_util.tree_map(
@@ -201,11 +198,16 @@ def query(row: Row, tau: Any) -> prediction.Query:
     return prediction.Query(tau, row.r, read("alpha"), read("sigma"), row.mode, row.form)
 
 
-def advance(table: Table, d: Any, hook: Hooks | None, state: State, row: Row, index: Any = None) -> tuple[State, Any]:
+def advance(
+    table: Table, d: Any, hook: Hooks | None, state: State, row: Row, key: Any = None, index: Any = None
+) -> tuple[State, Any]:
     """One row: evaluate, store the record, form the next state. Returns ``(state, prediction)``.
 
-    ``index`` (B,) uint32: the global sample indices, needed where ``row.key`` is.
+    ``key``: the run's, for rows made without one (``rows_of(table)``); ``index`` (B,) uint32: the global sample indices,
+    needed where there is a key.
     """
+    if key is not None and row.key is None:
+        row = dataclasses.replace(row, key=row_keys(key, table.rows)[row.k])
     y = state.y[0]
     tau = row.tau if hook is None or hook.retime is None else hook.retime(y, row)
     predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, query(row, tau))
@@ -302,6 +304,7 @@ def run(
     result is then ``(x, {"states": (K, B, ...), ...})``, one entry a row (``table.out`` marks the grid rows). Pure: vmap it
     over a stack of tables, over scales, over starts. Raises ValueError for a missing key and unknown names.
     """
+    record = (record,) if isinstance(record, str) else tuple(record)
     unknown = [name for name in record if name not in RECORDS]
     if unknown:
         raise ValueError(f"record: {unknown[0]!r} is unknown; allowed: {', '.join(RECORDS)}")
@@ -311,148 +314,9 @@ def run(
         index = sample_indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
 
     def step(state: State, row: Row) -> tuple[State, dict]:
-        state, predicted = advance(table, d, hooks, state, row, index)
+        state, predicted = advance(table, d, hooks, state, row, index=index)
         kept = {"states": state.y[0], "predictions": predicted}
         return state, {name: kept[name] for name in record}
 
     state, history = jax.lax.scan(step, begin(table, d, x, key, index, hooks), rows)
     return (state.y[0], history) if record else state.y[0]
-
-
-def sample(
-    table: Table,
-    d: Any,
-    key: jax.Array,
-    shape: Any,
-    *,
-    index: Any = None,
-    sharding: jax.sharding.Sharding | None = None,
-    cond: Any = None,
-    init: Any = None,
-    hooks: Hooks | None = None,
-    record: Sequence[str] = (),
-    dtype: Any = jnp.float32,
-) -> Any:
-    """Draw samples with one compiled scan.
-
-    ``shape``: (B, ...) of the samples, or a pytree of shapes for multi-block states. ``key``: typed threefry key;
-    ``index``: as in :func:`run`, so that chunks of one large set are ``index=0, B, 2B, ...``. ``sharding`` lays out the batch
-    axis; its mesh may have Explicit axes. ``cond`` is handed to ``condition(d, cond)``. ``init`` (B, ...): clean data to start
-    from at the grid's first (intermediate) time, ``alpha init + sigma noise``; without it the start is the process's prior.
-    ``record``: as in :func:`run`. New parameters, scales, conditions, grids or solvers of the same table structure do not
-    retrace. Raises ValueError naming the argument for bad keys, shapes, laws and names.
-    """
-    if not isinstance(key, jax.Array):
-        check_key(key)
-    process = getattr(d, "process", None)
-    if process is not None and process.noise.name != table.law.name:
-        raise ValueError(
-            f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
-        )
-    if cond is not None:
-        d = prediction.condition(d, cond)
-    if isinstance(index, (int, np.integer)):
-        if not 0 <= index < 2**32:
-            raise ValueError(f"index: {index} given; an offset lies in [0, 2^32)")
-        index = np.uint32(index)
-    shape = _shape(shape) if isinstance(shape, tuple) else _tree_shape(shape)
-    kind = "float32" if dtype is jnp.float32 else jnp.dtype(dtype).name
-    draw, go = programs(shape, sharding, tuple(record), kind)
-    table = device(table, hooks=hooks is not None)
-    x, index = draw(table, key, index, init)
-    return go(table, prediction.lift(d), x, key, index, _wrapped(hooks))
-
-
-def _wrapped(given: Hooks | None) -> Hooks | None:
-    """Hooks that were built of plain functions as :func:`hooks` builds them: a jitted function takes no others."""
-    return None if given is None else hooks(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
-
-
-class _Shapes(tuple):
-    """A pytree of shapes made hashable: ``(treedef, shapes)``."""
-
-
-@functools.cache
-def _shape(shape: tuple) -> Any:
-    """Validated ``(batch, ...)``; a tuple of tuples is a tree of shapes."""
-    if not all(isinstance(n, (int, np.integer)) for n in shape):
-        return _tree_shape(shape)
-    if len(shape) < 1 or min(shape) < 1:
-        raise ValueError(f"shape: {shape} given; need (batch, ...) with positive sizes")
-    return shape
-
-
-def _tree_shape(shape: Any) -> _Shapes:
-    is_shape = lambda s: isinstance(s, (tuple, list)) and all(isinstance(n, (int, np.integer)) for n in s)
-    leaves, structure = jax.tree_util.tree_flatten(shape, is_leaf=is_shape)
-    if (
-        not leaves
-        or not all(is_shape(s) and len(s) and min(s) > 0 for s in leaves)
-        or len({s[0] for s in leaves}) != 1
-    ):
-        raise ValueError(f"shape: {shape} given; need (batch, ...) or a pytree of such with one batch size")
-    return _Shapes((structure, tuple(tuple(s) for s in leaves)))
-
-
-@functools.lru_cache(maxsize=1024)
-def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> tuple[Any, Any]:
-    """``(draw, go)``: the jitted start and the jitted run of one shape.
-
-    Two programs, because one is slower: XLA's CPU runtime spreads a program whose start and rows can be computed side by
-    side over threads, and the loop then pays for it (1.07 of hand-written at batch 16, against 1.02). Jits of their own,
-    because static arguments of a shared one are compared in Python at every call.
-    """
-    explicit = isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
-
-    @jax.jit
-    def draw(table: Table, key: jax.Array, index: Any, init: Any) -> Any:
-        check_key(key)  # while tracing: a key's type is part of what is compiled, so every kind passes here once
-        # Python checks, made once a trace
-        if np.ndim(table.tau) != 1:
-            raise ValueError(
-                f"table: a stack of {np.shape(table.tau)[0]} given; sample() takes one table, run a stack with "
-                "jax.vmap(lambda tb: run(tb, d, x, key))(tables)"
-            )
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype: {dtype} given; states are floating point")
-        if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.spec) > 1:
-            raise ValueError(f"sharding: spec {sharding.spec} given; need one entry, the layout of the batch axis")
-        if isinstance(shape, _Shapes):
-            x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
-        else:
-            x = jax.ShapeDtypeStruct(shape, dtype)
-        given, needed = (jax.tree_util.tree_map(np.shape, tree) for tree in (init, x))
-        if init is not None and given != needed:
-            raise ValueError(f"init: shape {given} given; need that of the samples, {needed}")
-        index = sample_indices(index, jax.tree_util.tree_leaves(x)[0].shape[0])
-        if sharding is not None:
-            # where axes are Explicit this runs under auto_axes, and a spec refers to the mesh of the context
-            index = jax.lax.with_sharding_constraint(index, sharding.spec if explicit else sharding)
-        z = draw_noise(table, sample_keys(key, index), x)
-        scale = iter(_per_leaf(table, x, lambda block: (block.start_scale, block.start[0])))
-
-        def place(n: Any, clean: Any) -> Any:
-            size, signal = next(scale)
-            start = expand(size, n) * n
-            if clean is not None:
-                start = start + expand(signal, n) * jnp.asarray(clean, n.dtype)
-            return start.astype(n.dtype)
-
-        if init is None:
-            start = jax.tree_util.tree_map(lambda n: place(n, None), z)
-        else:
-            start = jax.tree_util.tree_map(place, z, init)
-        return start, index
-
-    @jax.jit
-    def go(table: Table, d: Any, x: Any, key: Any, index: jax.Array, hooks: Hooks | None) -> Any:
-        return run(table, d, x, key, index=index, hooks=hooks, record=record)
-
-    if explicit:
-        rows = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-
-        def under(f: Any, out: Any) -> Any:
-            return jax.jit(auto_axes(f, axes=sharding.mesh.axis_names, out_sharding=out), out_shardings=out)
-
-        draw, go = under(draw, sharding), under(go, (sharding, rows) if record else sharding)
-    return draw, go

@@ -139,7 +139,7 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
         to = alpha * x0 + jnp.sqrt(jnp.maximum(sigma**2 - C**2, 0)) * eps + C * n
         mean = row_mean(table, d, state, row)
         z = jnp.where(C > 0, (to - mean) / jnp.where(C > 0, C, 1), 0)
-        moved, _ = advance(table, d, _noise_hook(z), state, row, index)
+        moved, _ = advance(table, d, _noise_hook(z), state, row, index=index)
         # decoding can add a residual to the ends of steps only, which make up for their stages
         residual = jnp.where(row.out, to - moved.y[0], 0)
         moved = dataclasses.replace(moved, y=(moved.y[0] + residual, *moved.y[1:]))

@@ -11,6 +11,7 @@ from solver_cases import MIXTURE, PROCESSES, middle, rms
 from jaxdiff import exact, prediction, process, solver
 from jaxdiff.prediction import Prediction, denoiser
 from jaxdiff.solver import grid
+from jaxdiff.solver.sampling import programs
 
 LINEAR, VP, EDM = PROCESSES["linear"], PROCESSES["vp"], PROCESSES["edm"]
 KEY = jax.random.key(7)
@@ -299,3 +300,24 @@ def test_tree_states_run_each_block_by_its_own_columns():
     whole = lambda x, t, r: Prediction(fill(x, 2.0), fill(x, 0.0))
     same = solver.sample(solver.ancestral(LINEAR, grid.uniform(LINEAR, 3)), whole, KEY, shapes)
     np.testing.assert_allclose(same["b"], np.full((3, 1), 2.0))
+
+
+def test_rows_made_without_a_key_are_stepped_with_the_run_s():
+    table = solver.device(solver.ancestral(LINEAR, grid.uniform(LINEAR, 3)))
+    x, index = jax.random.normal(KEY, (3, 2)), jnp.arange(3, dtype=jnp.uint32) + 5
+    rows, state = solver.rows_of(table), solver.begin(table, Silent(), x)
+    for k in range(table.rows):
+        row = jax.tree_util.tree_map(lambda leaf, k=k: leaf[k], rows)
+        state, _ = solver.advance(table, Silent(), None, state, row, KEY, index)
+    np.testing.assert_allclose(state.y[0], solver.run(table, Silent(), x, KEY, index), rtol=1e-6, atol=1e-6)
+
+
+def test_a_name_is_a_record_and_a_list_a_shape():
+    table = solver.ddim(LINEAR, grid.uniform(LINEAR, 3))
+    known = programs.cache_info().currsize
+    out, kept = solver.sample(table, Silent(), KEY, (3, 4), record="states")
+    again, _ = solver.sample(table, Silent(), KEY, [3, 4], record=["states"])
+    assert kept["states"].shape == (3, 3, 4) and programs.cache_info().currsize == known + 1
+    np.testing.assert_array_equal(out, again)
+    with pytest.raises(ValueError, match="record: 'state' is unknown"):
+        solver.run(table, Silent(), out, record="state")

@@ -37,7 +37,7 @@ def test_density_along_a_run(p, table):
     total = 0.0
     for row in each:
         mean = solver.row_mean(table, d, state, row)
-        moved, _ = solver.advance(table, d, None, state, row, INDEX)
+        moved, _ = solver.advance(table, d, None, state, row, index=INDEX)
         y, std = np.asarray(moved.y[0], np.float64), float(row.blocks.C)
         logp = solver.row_logprob(table, d, state, row, moved.y[0])
         assert logp.shape == (4,) and mean.shape == (4, 3)
