@@ -138,6 +138,24 @@ def test_missing_file_and_function(tmp_path):
         config_lib.load(str(tmp_path / "empty.py"))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", r"fails at line 1: SyntaxError: "),
+        ("import nothing_of_this_name\n", r"fails at line 1: ModuleNotFoundError: No module named"),
+        (
+            "from jaxdiff.config import default\ndef get_config():\n    steps = default().solver.steps\n    steps / 0\n",
+            r"fails at line 4: ZeroDivisionError: ",
+        ),
+    ],
+)
+def test_a_file_that_fails_is_one_line(text, message, tmp_path):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(config_lib.ConfigError, match=message) as caught:
+        config_lib.load(str(tmp_path / "broken.py"))
+    assert "\n" not in str(caught.value)
+
+
 def test_store_and_restore(tmp_path):
     config = config_lib.load(str(ROOT / "configs/digits.py"))
     config_lib.store(config, tmp_path / "config.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pathlib
+import traceback
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ __all__ = ["apply_overrides", "load", "restore", "store"]
 def load(path: str) -> ConfigDict:
     """The config a file's ``get_config()`` returns; ``file.py:text`` passes text to it.
 
-    Raises ConfigError for a file that is not there or has none.
+    Raises ConfigError for a file that is not there, has none, or fails.
     """
     file, _, argument = path.partition(":")
     location = pathlib.Path(file)
@@ -29,10 +30,20 @@ def load(path: str) -> ConfigDict:
         raise ConfigError(f"config: no file {file!r}; give a Python file with get_config()")
     module = types.ModuleType(location.stem)
     module.__file__ = str(location)
-    exec(compile(location.read_text(), str(location), "exec"), module.__dict__)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config: {file!r} defines no get_config()")
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        exec(compile(location.read_text(), str(location), "exec"), module.__dict__)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"config: {file!r} defines no get_config()")
+        return module.get_config(argument) if argument else module.get_config()
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(location)
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
+        reason = (error.msg if isinstance(error, SyntaxError) else str(error)).partition("\n")[0]
+        raise ConfigError(f"config: {file!r} fails at line {line}: {type(error).__name__}: {reason}") from error
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
