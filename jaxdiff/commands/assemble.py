@@ -115,12 +115,17 @@ def denoiser(made: Setup, params: Any) -> prediction.Denoiser:
     )
 
 
+def check_guidance(made: Setup, name: str) -> None:
+    """Refuse guidance of a network without labels."""
+    if name != "none" and not made.num_classes:
+        raise ConfigError(f"config.guidance.name: {name!r} needs a network with labels; this one has none")
+
+
 def guided(made: Setup, d: Any, name: str, scale: float) -> Any:
     """``d`` under the named guidance; labels come later, through ``sample(..., cond=)``."""
+    check_guidance(made, name)
     if name == "none":
         return d
-    if not made.num_classes:
-        raise ConfigError(f"config.guidance.name: {name!r} needs a network with labels; this one has none")
     own = options(made.config, "guidance") if name == made.config.guidance.name else {}
     return resolve("guidance", name)(d, scale, null=jnp.int32(made.null_label), **own)
 

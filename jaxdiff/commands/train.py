@@ -105,7 +105,8 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
         process_count=jax.process_count(),
     )
     players = assemble.game(made)
-    assemble.table(made)  # a solver that does not fit must fail now, not after training
+    assemble.table(made)  # a solver or guidance that does not fit must fail now, not after training
+    assemble.check_guidance(made, config.guidance.name)
     with _claim(path, config, change) as workdir:
         use_compile_cache(workdir)
         t = config.train

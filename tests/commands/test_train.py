@@ -316,6 +316,7 @@ BAD = [
     ("--config.process.name=edm --config.process.noise=student_t --config.process.df=4 "
      "--config.solver.name=ancestral", "needs Gaussian noise"),
     ("--config.train.accumulate=7", "accumulate"),
+    ("--config.data.conditional=False --config.guidance.name=cfg", "guidance.name: 'cfg' needs a network with labels"),
 ]  # fmt: skip
 
 
