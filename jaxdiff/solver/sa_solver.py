@@ -140,7 +140,10 @@ def _level(grid: Grid, i: int, tau: Tau, tau_range: tuple[float, float] | None) 
             raise ValueError(
                 f"tau: shape {values.shape} given; need a number, one a step ({len(grid)},), or a function"
             )
-        k = float(values[i if values.size > 1 else 0]) ** 2
+        level = float(values[i if values.size > 1 else 0])
+        if level < 0:
+            raise ValueError(f"tau: {level} given on step {i}; need numbers >= 0")
+        k = level**2
     if not 0 <= k < np.inf:
         raise ValueError(f"tau: mean square {k} on step {i}; sa_solver() needs finite tau")
     if tau_range is None:

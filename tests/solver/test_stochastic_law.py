@@ -242,6 +242,7 @@ BAD = {
     "restart high": (lambda p, g: solver.restart(p, g, intervals=[(3, 2, 0.06, 1e4)]), "intervals: rho_max=10000"),
     "restart low": (lambda p, g: solver.restart(p, g, intervals=[(3, 2, 1e-9, 1e-4)]), "intervals: rho_max=0.0001"),
     "restart noise": (lambda p, g: solver.restart(p, g, s_noise=-1.0), "s_noise, spacing: -1.0"),
+    "tau below 0": (lambda p, g: solver.sa_solver(p, g, tau=-0.5), "tau: -0.5 given"),
     "restart churn": (
         lambda p, g: solver.restart(
             p, g, intervals=[(3, 1, 1.0, 50.0)], solver=lambda p, g: solver.edm(p, g, s_churn=3.0)
