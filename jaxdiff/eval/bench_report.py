@@ -302,7 +302,8 @@ def _plot(
         floor = result.facts["sliced_w2_floor"][str(scale)][0]
         for axes in panels[: len(grids)]:
             axes.axhline(floor, color="k", linewidth=0.7, linestyle=":", zorder=2)
-    panels[0].set_xlim(0.8 * budgets[0], 1.1 * budgets[-1])
+    least = min(nfe for points in curves.values() for nfe, _, _ in points)  # a cell may cost less than its budget
+    panels[0].set_xlim(0.8 * min(least, budgets[0]), 1.1 * budgets[-1])
     panels[0].set_xticks(budgets, [str(b) for b in budgets])
     panels[0].minorticks_off()
     low, high = min(middle), np.quantile(middle, 0.95)
