@@ -302,7 +302,10 @@ def _plot(
         floor = result.facts["sliced_w2_floor"][str(scale)][0]
         for axes in panels[: len(grids)]:
             axes.axhline(floor, color="k", linewidth=0.7, linestyle=":", zorder=2)
-    least = min(nfe for points in curves.values() for nfe, _, _ in points)  # a cell may cost less than its budget
+    # a cell may cost less than its budget; grey ones may leave the picture
+    least = min(
+        (nfe for (label, _), points in curves.items() if label in coloured for nfe, _, _ in points), default=1
+    )
     panels[0].set_xlim(0.8 * min(least, budgets[0]), 1.1 * budgets[-1])
     panels[0].set_xticks(budgets, [str(b) for b in budgets])
     panels[0].minorticks_off()
