@@ -120,15 +120,34 @@ def _blend(nodes: Sequence[Node], ratio: float) -> Expression:
     return gains[0] * nodes[0].value + gains[1] * nodes[1].value + gains[2] * nodes[2].value
 
 
-def dc_solver(process: Process, grid: Any, *, compensation: Any = 1.0, **options: Any) -> Table:
+def dc_solver(
+    process: Process,
+    grid: Any,
+    *,
+    compensation: Any = 1.0,
+    order: int = 2,
+    variant: str = "bh2",
+    corrector: bool | Sequence[bool] = True,
+    prediction: str = "data",
+    lower_order_final: str = "always",
+) -> Table:
     """DC-Solver: UniPC whose newest prediction is, before each step, moved along its history (2409.03755 [69]).
 
     From the third prediction on, ``D_0 <- sum_j D_j L_j(r t_0 + (1 - r) t_1)``, the quadratic in time through the last
     three, kept in the history. ``compensation``: r of every step, or one a step (N,); 1 is UniPC. Ratios are learned per
     number of steps; a constant r != 1 lowers the order to 1. Overwritten history makes the table
-    carry all predictions so far, so it is for few steps. ``options``: those of :func:`unipc`.
+    carry all predictions so far, so it is for few steps. The other options are those of :func:`unipc`.
     """
-    return unipc(process, grid, compensation=compensation, **options)
+    return unipc(
+        process,
+        grid,
+        order=order,
+        variant=variant,
+        corrector=corrector,
+        prediction=prediction,
+        compensation=compensation,
+        lower_order_final=lower_order_final,
+    )
 
 
 ESTIMATORS = ("lagrange", "pseudo")
