@@ -9,9 +9,9 @@ import numpy as np
 from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA, require_path
+from jaxdiff.solver.churn import Churn
 from jaxdiff.solver.exponential import check_choice, frame, jump, point_at
-from jaxdiff.solver.grid import Point, as_grid
-from jaxdiff.solver.rungekutta import added_noise, churned, start_churn
+from jaxdiff.solver.grid import as_grid
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Tape
 
@@ -80,13 +80,12 @@ def exp_rk(
     check_choice("tableau", tableau, tuple(NODES))
     if tableau != "etd2":
         require_path(grid, f"exp_rk(tableau={tableau!r})", "points between the grid's (use 'etd2')")
-    hats = [*churned(process, grid, "exp_rk", s_churn, s_min, s_max, s_noise), grid[len(grid)]]
+    churn = Churn(process, grid, "exp_rk", s_churn, s_min, s_max, s_noise)
     tape = Tape(process, grid[0])
-    start_churn(tape.rows, hats[0], s_noise)
+    churn.start(tape.rows)
     for i in range(len(grid)):
-        at, to, base, after = hats[i], grid[i + 1], tape.state, hats[i + 1]
-        # the end of the step in the scale of the noisier point that the next one starts from
-        end, std = Point(to.time, after.alpha, to.sigma * (after.alpha / to.alpha)), added_noise(to, after, s_noise)
+        at, to, base = churn.hats[i], grid[i + 1], tape.state
+        end, std = churn.end(i)
         if to.sigma == 0 or at.alpha == 0:
             tape.move(jump(at, end, base, tape.evaluate(at, DATA)), noise=std)
             continue
@@ -100,4 +99,4 @@ def exp_rk(
                 total = total + (there.alpha * h * gain) * record
             last = j + 1 == len(points)
             tape.move(total, out=last, noise=std if last else 0.0)
-    return tape.table(grid[len(grid)], stochastic=s_churn > 0 if stochastic is None else stochastic or s_churn > 0)
+    return tape.table(grid[len(grid)], stochastic=s_churn > 0 or bool(stochastic))

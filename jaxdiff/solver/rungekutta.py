@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.process.process import Process
-from jaxdiff.solver.build import DATA, NOISE, Rows, first_order, noise_step, require_gaussian, require_path
+from jaxdiff.solver.build import DATA, NOISE, Rows, first_order, noise_step, require_path
+from jaxdiff.solver.churn import Churn
 from jaxdiff.solver.exponential import check_choice, jump, point_at
 from jaxdiff.solver.grid import Grid, Point, as_grid
 from jaxdiff.solver.onestep import check_clock, euler_row, velocity_form
@@ -122,13 +123,12 @@ def dpm2(
     """
     grid = as_grid(process, grid)
     require_path(grid, "dpm2", "points between the grid's (use dpm_solver(method='fast') or lms)")
-    hats = [*churned(process, grid, "dpm2", s_churn, s_min, s_max, s_noise), grid[len(grid)]]
+    churn = Churn(process, grid, "dpm2", s_churn, s_min, s_max, s_noise)
     tape = Tape(process, grid[0])
-    start_churn(tape.rows, hats[0], s_noise)
+    churn.start(tape.rows)
     for i in range(len(grid)):
-        at, to, base, after = hats[i], grid[i + 1], tape.state, hats[i + 1]
-        # the end of the step in the scale of the noisier point that the next one starts from
-        end, std = Point(to.time, after.alpha, to.sigma * (after.alpha / to.alpha)), added_noise(to, after, s_noise)
+        at, to, base = churn.hats[i], grid[i + 1], tape.state
+        end, std = churn.end(i)
         if to.sigma == 0 or at.alpha == 0:
             tape.move(jump(at, end, base, tape.evaluate(at, DATA)), noise=std)
             continue
@@ -137,7 +137,7 @@ def dpm2(
         tape.move((middle.alpha / at.alpha) * base + middle.alpha * (middle.rho - at.rho) * slope, out=False)
         slope = tape.evaluate(middle, NOISE)
         tape.move((end.alpha / at.alpha) * base + end.alpha * (to.rho - at.rho) * slope, noise=std)
-    return tape.table(grid[len(grid)], stochastic=s_churn > 0 if stochastic is None else stochastic or s_churn > 0)
+    return tape.table(grid[len(grid)], stochastic=s_churn > 0 or bool(stochastic))
 
 
 def edm(
@@ -164,73 +164,25 @@ def edm(
     ``variant="public"`` makes it the published Euler step, which in the clock "time" leaves part of the noise.
     """
     grid = as_grid(process, grid)
-    hats = churned(process, grid, "edm", s_churn, s_min, s_max, s_noise)
+    churn = Churn(process, grid, "edm", s_churn, s_min, s_max, s_noise)
     check_clock(clock, grid, "edm")
     check_choice("variant", variant, ("jump", "public"))
     slope = (lambda point: NOISE) if clock == "rho" else (lambda point: velocity_form(process, point))
     rows = Rows(process, grid[0])
-    start_churn(rows, hats[0], s_noise)
-    for i, at in enumerate(hats):
-        to = grid[i + 1]
-        after = hats[i + 1] if i + 1 < len(grid) else to
-        gain = after.alpha / to.alpha if to.alpha > 0 else 1.0
-        std = added_noise(to, after, s_noise)
-        end = to.sigma == 0
-        exact = (end and variant == "jump") or (clock == "rho" and at.alpha == 0)
+    churn.start(rows)
+    for i in range(len(grid)):
+        at, to = churn.hats[i], grid[i + 1]
+        end, std = churn.end(i)
+        gain, last = end.alpha / to.alpha, to.sigma == 0
+        exact = (last and variant == "jump") or (clock == "rho" and at.alpha == 0)
         form = DATA if exact else slope(at)
         A, B = (
             first_order(at, to) if exact else noise_step(at, to) if clock == "rho" else ([1.0], [to.time - at.time])
         )
-        if heun and not exact and not end:
+        if heun and not exact and not last:
             rows.add(at, A, B, form=form, out=False)
             half = B[0] / 2
             rows.add(to, [gain], [gain * half, -gain * half], C=std, form=slope(to))
         else:
             rows.add(at, [gain * A[0]], [gain * B[0]], C=std, form=form)
-    return rows.table(grid[len(grid)], stochastic=s_churn > 0 if stochastic is None else stochastic or s_churn > 0)
-
-
-def churned(
-    process: Process, grid: Grid, solver: str, s_churn: float, s_min: float, s_max: float, s_noise: float
-) -> list[Point]:
-    """The noisier points from which steps are taken, after the checks of the churn's settings."""
-    if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
-        raise ValueError(
-            f"s_churn, s_min, s_max, s_noise: {s_churn}, {s_min}, {s_max}, {s_noise} given; need s_churn >= 0, "
-            "s_min <= s_max, s_noise > 0"
-        )
-    if s_churn > 0:
-        require_gaussian(process, f"{solver}(s_churn={s_churn:g})")
-        require_path(grid, f"{solver}(s_churn={s_churn:g})", "points between the grid's")
-    return [_hat(process, grid, i, s_churn, s_min, s_max) for i in range(len(grid))]
-
-
-def _hat(process: Process, grid: Grid, i: int, s_churn: float, s_min: float, s_max: float) -> Point:
-    """The noisier point from which step i is taken; the grid point itself without churn."""
-    point = grid[i]
-    gamma = min(s_churn / len(grid), np.sqrt(2.0) - 1) if s_min <= point.rho <= s_max else 0.0
-    if gamma == 0 or not np.isfinite(point.rho):
-        return point
-    rho = point.rho * (1 + gamma)
-    if not np.all(grid.alpha == 1):
-        top = process.coefficients(np.float64(process.t_max))
-        rho = min(rho, float(top.sigma / top.alpha) if top.alpha > 0 else np.inf)
-        if rho <= point.rho * (1 + 1e-12):
-            return point
-    time = float(process.time(-np.log(rho)))
-    c = process.coefficients(np.float64(time))
-    return Point(time, float(c.alpha), float(c.sigma))
-
-
-def start_churn(rows: Rows, hat: Point, s_noise: float) -> None:
-    """Have the start of ``rows`` raised to ``hat``, the point its first step is taken from."""
-    if hat != rows.start:
-        rows.start_gain = hat.alpha / rows.start.alpha
-        rows.start_noise = added_noise(rows.start, hat, s_noise)
-
-
-def added_noise(point: Point, hat: Point, s_noise: float) -> float:
-    """Std of the noise that raises ``point`` to ``hat``, in path coordinates at ``hat``."""
-    if hat == point or point.sigma == 0:
-        return 0.0
-    return float(hat.alpha * s_noise * np.sqrt(max(hat.rho**2 - point.rho**2, 0.0)))
+    return rows.table(grid[len(grid)], stochastic=s_churn > 0 or bool(stochastic))
