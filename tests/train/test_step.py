@@ -116,6 +116,19 @@ def test_one_reduction_after_the_scan():
     assert reductions[0] in entry  # not in the body of the scan
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_device_alone_reduces_nothing(count):
+    def where(params, batch, keys, ctx):  # a loss may ask which device it is on, on one device too
+        value, metrics = loss(params, batch, keys, ctx)
+        return value, {**metrics, "device": jnp.float32(jax.lax.axis_index("data"))}
+
+    mesh, game = devices(count), {"net": player(loss=where)}
+    step = make_step(game, mesh)
+    state = abstract_state(game, init, mesh)
+    text = step.lower(state, put_batch(batch_at(0), mesh), jax.random.key(0)).as_text()
+    assert ("stablehlo.all_reduce" in text) == (count > 1)
+
+
 def test_state_is_donated_and_shares_no_memory():
     mesh = devices(2)
     state = create_state(GAME, init, jax.random.key(0), mesh)
