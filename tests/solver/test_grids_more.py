@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdiff import process
+from jaxdiff import process, solver
 from jaxdiff.solver import grid
 
 EDM, FLOW = process.edm(), process.linear()
@@ -78,6 +78,26 @@ def test_discrete_spacings():
     assert grid.discrete(process.ddpm(10), 10).time[0] == 1.0
 
 
+def test_discrete_spacings_of_multistep_schedulers():
+    """N + 1 points without the last, as diffusers' multistep schedulers have it, and chains that end at their first index."""
+    ddpm = process.ddpm(1000)
+    index = lambda n, **o: np.round(grid.discrete(ddpm, n, extra=True, **o).time[:-1] * 1000 - 1).astype(int).tolist()
+    assert index(4, spacing="leading") == [800, 600, 400, 200]
+    assert index(4, spacing="leading", offset=1) == [801, 601, 401, 201]
+    assert index(4, spacing="linspace") == [999, 749, 500, 250]  # numpy rounds 749.25, 499.5 and 249.75
+    assert index(1, spacing="linspace") == [999]
+    for options in (
+        {"spacing": "leading", "offset": 1},
+        {"spacing": "trailing"},
+        {"spacing": "linspace", "extra": True},
+    ):
+        data, first = (grid.discrete(ddpm, 5, end=end, **options) for end in ("data", "first"))
+        np.testing.assert_array_equal(first.time[:-1], data.time[:-1])
+        assert (data.time[-1], first.time[-1]) == (0.0, 0.001) and data.sigma[-1] == 0
+        np.testing.assert_allclose(first.sigma[-1] ** 2, 1e-4, rtol=1e-9)  # beta of the chain's first step
+    assert solver.check(solver.ddim(ddpm, first)).ok()
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -87,7 +107,16 @@ def test_discrete_spacings():
         (lambda: grid.discrete(process.ddpm(10), 11), "11.*10"),
         (lambda: grid.discrete(FLOW, 5, spacing="middle"), "middle.*leading"),
         (lambda: grid.discrete(FLOW, 5, offset=1), "offset"),
+        (lambda: grid.discrete(FLOW, 5, spacing="linspace", offset=1), "only spacing='leading'"),
+        (lambda: grid.discrete(FLOW, 5, extra=True), "spacing='trailing' has neither"),
+        (lambda: grid.discrete(FLOW, 5, spacing="leading", end="first"), "give extra=True"),
+        (lambda: grid.discrete(process.ddpm(10), 10, end="first"), "give fewer steps"),
+        (lambda: grid.discrete(process.ddpm(10), 10, spacing="leading", extra=True), "no more than 9"),
+        (lambda: grid.discrete(FLOW, 5, end="zero"), "'zero' given; allowed: data, first"),
+        (lambda: grid.discrete(FLOW, 5, train_steps=99.5), "train_steps: 99.5"),
         (lambda: grid.vp(FLOW, 5, t_min=0.0), "t_min"),
+        (lambda: grid.vp(FLOW, 5, beta_d=np.inf), "beta_d: inf"),
+        (lambda: grid.shift(FLOW, 5, factor=np.inf), "factor: inf given; need a finite number > 0"),
     ],
 )
 def test_errors_name_the_argument(make, words):

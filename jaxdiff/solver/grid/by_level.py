@@ -148,8 +148,10 @@ def vp(process: Process, steps: int, *, beta_d: float = 19.9, beta_min: float = 
     t starts at 1, or where the formula meets the process's level at t_max if that is lower; the first point is t_max.
     Raises ValueError for numbers out of range.
     """
-    if not (beta_d > 0 and beta_min > 0 and 0 < t_min < 1):
-        raise ValueError(f"beta_d, beta_min, t_min: {beta_d}, {beta_min}, {t_min} given; need > 0, and t_min < 1")
+    check_positive("beta_d", beta_d)
+    check_positive("beta_min", beta_min)
+    if not 0 < t_min < 1:
+        raise ValueError(f"t_min: {t_min} given; need 0 < t_min < 1")
 
     def at_level(lam: float) -> float:
         rise = np.logaddexp(0.0, -2 * lam)  # log(1 + (sigma/alpha)^2)

@@ -95,29 +95,53 @@ def discrete(
     *,
     spacing: str = "trailing",
     offset: int = 0,
+    extra: bool = False,
+    end: str = "data",
     train_steps: int | None = None,
 ) -> Grid:
-    """Times of a chain of T training steps, index k being time ``(k + 1)/T``, then t = 0.
+    """Indices of a chain of T training steps, index k being time ``(k + 1)/T``, then ``end``: HF diffusers' spacings.
 
-    ``spacing``: "leading" ``k T//N + offset`` (never starts at pure noise), "linspace" (rounded, both ends included),
-    "trailing" ``round(T - i T/N) - 1``. ``train_steps``: T; the process's own for ddpm, else 1000. Raises ValueError
-    when N > T or the offset leaves the chain. With t_max < 1 the chain is the part of it up to t_max.
+    ``spacing``: "leading" ``(T//N) i + offset`` (never starts at pure noise) and "linspace" ``round((T-1) i/(N-1))``, both ends
+    included, for i from N-1 to 0; "trailing" ``round(T - i T/N) - 1``. ``extra``: N + 1 such points without the last, which is
+    how diffusers' DPM-Solver, UniPC, DEIS and SA-Solver space "leading" and "linspace" (its DDIM, DDPM and PNDM do not, nor do
+    Euler, Heun and LMS, whose "linspace" is not rounded). ``end``: "data" is t = 0 (``set_alpha_to_one=True`` or
+    ``final_sigmas_type="zero"`` there), "first" the chain's first index (False, "sigma_min").
+
+    ``train_steps``: T; the process's own for ddpm, else 1000. With t_max < 1 the chain is the part of it up to t_max. Raises
+    ValueError for other names, more steps than the chain has and an offset that leaves it.
     """
     steps = whole_steps(steps)
     if spacing not in ("leading", "linspace", "trailing"):
         raise ValueError(f"spacing: {spacing!r} given; allowed: leading, linspace, trailing")
-    total = int(getattr(process.path, "steps", 1000) if train_steps is None else train_steps)
+    if end not in ("data", "first"):
+        raise ValueError(f"end: {end!r} given; allowed: data, first")
+    total = getattr(process.path, "steps", 1000) if train_steps is None else train_steps
+    if isinstance(total, bool) or not total >= 1 or total % 1:
+        raise ValueError(f"train_steps: {train_steps} given; need a whole number of at least 1")
+    if spacing == "trailing" and (extra or offset):
+        raise ValueError(f"offset, extra: {offset}, {extra} given; spacing='trailing' has neither")
+    if spacing == "linspace" and offset:
+        raise ValueError(f"offset: {offset} given; only spacing='leading' has one")
     count = int(np.floor(total * process.t_max + 1e-9))
-    if steps > count:
-        raise ValueError(f"steps: {steps} given; a chain of {count} training steps has no more than {count}")
+    points = steps + bool(extra)
+    if points > count:
+        raise ValueError(
+            f"steps: {steps} given; a chain of {count} training steps has no more than {count - bool(extra)}"
+        )
     if spacing == "leading":
-        index = np.arange(steps, dtype=np.float64)[::-1] * (count // steps) + offset
+        index = np.arange(points, dtype=np.float64)[::-1] * (count // points) + offset
     elif spacing == "linspace":
-        index = np.round(np.linspace(0, count - 1, steps))[::-1] if steps > 1 else np.array([count - 1])
+        index = np.round(np.linspace(0, count - 1, points))[::-1] if points > 1 else np.array([count - 1.0])
     else:
         index = np.round(count - np.arange(steps) * count / steps) - 1
-    if offset and spacing != "leading":
-        raise ValueError(f"offset: {offset} given; only spacing='leading' has one")
+    index = index[:steps]
     if index[0] >= count or index[-1] < 0:
         raise ValueError(f"offset: {offset} given; indices would leave 0..{count - 1}")
-    return down_to_data(process, (index + 1.0) / total)
+    if end == "data":
+        return down_to_data(process, (index + 1.0) / total)
+    if index[-1] == 0:
+        cure = "fewer steps" if spacing == "trailing" else "extra=True"
+        raise ValueError(
+            f"end: 'first' given, but {steps} steps of spacing={spacing!r} reach that index; give {cure}"
+        )
+    return at_times(process, np.append(index + 1.0, 1.0) / total)

@@ -69,9 +69,9 @@ def whole_steps(steps: Any) -> int:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Refuse a grid's option that is not above 0."""
-    if not value > 0:
-        raise ValueError(f"{name}: {value} given; need > 0")
+    """Refuse a grid's option that is not a finite number above 0."""
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name}: {value} given; need a finite number > 0")
 
 
 def _checked(time: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, on_path: bool) -> Grid:
