@@ -67,15 +67,21 @@ def resolve(t: Any, *parameters: Any) -> tuple:
 def expand(coefficient: Any, x: Any) -> Any:
     """``coefficient`` with trailing axes of length one up to the rank of ``x`` (left alignment).
 
-    Raises ValueError where it has more axes than ``x``.
+    Raises ValueError where it has more axes than ``x`` or sizes that do not meet it, and for ``x`` of integers.
     """
-    shape = np.shape(coefficient)
-    if len(shape) > np.ndim(x):
+    shape, sizes = np.shape(coefficient), np.shape(x)
+    if len(shape) > len(sizes):
         raise ValueError(
-            f"coefficient: shape {shape} has more axes than the data's {np.shape(x)}; "
+            f"coefficient: shape {shape} has more axes than the data's {sizes}; "
             "times may be (), (B,), (B, F), ... and are aligned with the data from the left"
+        )
+    if any(own != size and own != 1 != size for own, size in zip(shape, sizes)):
+        raise ValueError(
+            f"coefficient: shape {shape} does not meet the data's {sizes}; times are (), (B,), (B, F), ... from the left"
         )
     if isinstance(x, np.ndarray) and not isinstance(coefficient, jax.Array):
         return np.reshape(np.asarray(coefficient, np.float64), shape + (1,) * (x.ndim - len(shape)))
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"data: dtype {x.dtype} given; need floating-point numbers (images scaled to [-1, 1])")
     dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
     return jnp.reshape(jnp.asarray(coefficient, dtype), shape + (1,) * (x.ndim - len(shape)))

@@ -210,13 +210,13 @@ def make_ddpm(steps: int = 1000, schedule: Any = "linear") -> DDPM:
     """Build from a named beta schedule or an array of betas; see :class:`DDPM`.
 
     ``schedule``: "linear" (1e-4..0.02, 2006.11239), "scaled_linear" (latent diffusion), "cosine" (iDDPM,
-    betas clipped at 0.999), or betas of shape (T,) in (0, 1).
+    betas clipped at 0.999), or betas of shape (T,) in (0, 1), whose number then counts in place of ``steps``.
     """
     if isinstance(schedule, str):
         if schedule not in DDPM_SCHEDULES:
             raise ValueError(f"schedule: {schedule!r} is unknown; allowed: {', '.join(DDPM_SCHEDULES)} or betas")
-        if steps < 1:
-            raise ValueError(f"steps: {steps} given; ddpm() needs at least 1")
+        if isinstance(steps, bool) or not steps >= 1 or steps % 1:
+            raise ValueError(f"steps: {steps} given; ddpm() needs a whole number, at least 1")
         schedule = DDPM_SCHEDULES[schedule](int(steps))
     if isinstance(schedule, jax.Array):
         return DDPM(jnp.concatenate([jnp.zeros(1, schedule.dtype), -0.5 * jnp.cumsum(jnp.log1p(-schedule))]))

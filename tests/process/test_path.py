@@ -125,6 +125,10 @@ def test_times_broadcast(name):
     assert isinstance(path.corrupt(x0, n, 0.5), np.ndarray)
     with pytest.raises(ValueError, match="aligned with the data from the left"):
         path.corrupt(jnp.asarray(x0[0, 0]), jnp.asarray(n[0, 0]), np.full((4, 2), 0.5))
+    with pytest.raises(ValueError, match=r"shape \(4,\) does not meet the data's \(3, 5, 4\)"):
+        path.corrupt(jnp.asarray(x0), jnp.asarray(n), np.full(4, 0.5))
+    with pytest.raises(ValueError, match="data: dtype uint8 given; need floating-point"):
+        path.corrupt(jnp.zeros((3, 5), jnp.uint8), jnp.asarray(n[..., 0]), 0.5)
 
 
 @pytest.mark.parametrize("make", [process.vp, process.subvp], ids=["vp", "subvp"])
@@ -292,6 +296,7 @@ def test_identity_members():
         (lambda: process.ve(1.0, 0.5), "sigma_min, sigma_max: 1.0, 0.5"),
         (lambda: process.edm(0.0), "sigma_min, sigma_max: 0.0"),
         (lambda: process.ddpm(0), "steps: 0"),
+        (lambda: process.ddpm(10.5), "steps: 10.5 given; ddpm() needs a whole number"),
         (lambda: process.ddpm(10, "liner"), "schedule: 'liner'"),
         (lambda: process.ddpm(schedule=[0.1, 1.5]), "schedule: betas"),
         (lambda: process.ddpm(schedule=[[0.1]]), "schedule: betas of shape (1, 1)"),
