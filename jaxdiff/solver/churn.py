@@ -23,10 +23,10 @@ class Churn:
     def __init__(
         self, process: Process, grid: Grid, solver: str, s_churn: float, s_min: float, s_max: float, s_noise: float
     ):
-        if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
+        if not (s_churn >= 0 and 0 < s_noise < np.inf and s_min <= s_max):
             raise ValueError(
                 f"s_churn, s_min, s_max, s_noise: {s_churn}, {s_min}, {s_max}, {s_noise} given; need s_churn >= 0, "
-                "s_min <= s_max, s_noise > 0"
+                "s_min <= s_max, 0 < s_noise < inf"
             )
         if s_churn > 0:
             require_gaussian(process, f"{solver}(s_churn={s_churn:g})")

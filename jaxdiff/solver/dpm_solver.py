@@ -16,7 +16,7 @@ from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA, require_gaussian, require_path
 from jaxdiff.solver.exponential import FORMS, check_choice, frame, jump, point_at
 from jaxdiff.solver.grid import Grid, Point, as_grid
-from jaxdiff.solver.multistep import VARIANTS, check_order, multistep
+from jaxdiff.solver.multistep import VARIANTS, check_order, check_tail, multistep
 from jaxdiff.solver.renoise import check_noise, split
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Expression, Tape
@@ -116,6 +116,7 @@ def _dpm(
     grid = as_grid(process, grid)
     check_choice("method", method, METHODS)
     check_choice("variant", variant, VARIANTS)
+    check_tail(lower_order_final)
     check_noise(eta, s_noise, solver.rstrip("()"))
     if eta > 0:
         require_gaussian(process, f"{solver} with eta > 0")

@@ -1,6 +1,7 @@
 """Every deterministic table: exact on delta data, correct at both ends, refusals, finite in float32."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,11 @@ def test_costs():
         (functools.partial(solver.dpm_solver, method="singlestep", nfe=20), "nfe: 20.*fast"),
         (functools.partial(solver.dpm_solver, order=4), "order: 4.*1, 2, 3"),
         (functools.partial(solver.dpm_solver_pp, order=4), "order: 4.*1, 2, 3"),
+        (
+            functools.partial(solver.dpm_solver, method="fast", lower_order_final="maybe"),
+            "lower_order_final: 'maybe'",
+        ),
+        (functools.partial(solver.edm, s_noise=float("inf")), "s_noise: 0.0, 0.0, inf, inf given"),
         (functools.partial(solver.dpm_solver, method="quick"), "method: 'quick'.*fast"),
         (functools.partial(solver.dpm_solver_pp, variant="heum"), "variant: 'heum'.*lagrange"),
         (functools.partial(solver.unipc, variant="bh3"), "variant: 'bh3'.*bh1"),
@@ -128,6 +134,12 @@ def test_costs():
 def test_errors_name_the_argument(make, words):
     with pytest.raises(ValueError, match=words):
         make(PATHS["vp"], grid.uniform(PATHS["vp"], 5))
+
+
+def test_options_are_in_the_signatures():
+    """help() and a config's check read them there; a maker that passes on keywords it does not name has none."""
+    for make in (*solver.SOLVERS.values(), *grid.GRIDS.values()):
+        assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(make).parameters.values()), make
 
 
 def finite(paths, counts, names):
