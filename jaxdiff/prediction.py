@@ -246,13 +246,22 @@ class Denoiser:
     def at(self, x: Any, query: Query) -> Prediction:
         """Predict as a solver's row asks, with the row's own (float64-made) alpha and sigma."""
         form = self.tabulate(query) if query.form is None else query.form
-        raw = self._raw(x, form)
-        a, b, g, h = (expand(v, x) for v in form.linear)
-        return Prediction(a * x + b * raw, g * x + h * raw)
+        return self.mean(x, self._raw(x, form), form)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the prediction is ``mean(x, raw(x, query), form)``, linear in state and output with weights known before
+        the state: a solver then folds them into its rows."""
+        return True
 
     def raw(self, x: Any, query: Query) -> Any:
         """The network's output F before it is given a meaning."""
-        return self._raw(x, self.tabulate(query))
+        return self._raw(x, self.tabulate(query) if query.form is None else query.form)
+
+    def mean(self, x: Any, raw: Any, form: Form) -> Prediction:
+        """What output ``raw`` means at state ``x``: ``(a x + b F, g x + h F)`` with ``form.linear``."""
+        a, b, g, h = (expand(v, x) for v in form.linear)
+        return Prediction(a * x + b * raw, g * x + h * raw)
 
     def tabulate(self, query: Query) -> Form:
         """The noise level as this denoiser uses it; elementwise in the query's times, so a solver asks for all its

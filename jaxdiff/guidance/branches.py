@@ -70,7 +70,9 @@ def _broadcast(null: Any, cond: Any) -> Any:
     )
 
 
-def _evaluate(inner: Any, conds: tuple, states: tuple, x: Any, query: Query, how: str) -> tuple[list, tuple]:
+def _evaluate(
+    inner: Any, conds: tuple, states: tuple, x: Any, query: Query, how: str, evaluate: Any = evaluate
+) -> tuple[list, tuple]:
     """``inner`` under each of ``conds``: the predictions and the new states."""
     if how == "separate":
         outs = [evaluate(condition(inner, cond), state, x, query) for cond, state in zip(conds, states)]
@@ -150,6 +152,22 @@ class Cfg:
         if self.noise == "unguided":
             guided = _take_noise(guided, free)
         return guided, state
+
+    @property
+    def linear(self) -> bool:
+        """As of the inner denoiser, where the guided pair is the mix of the two outputs and no more."""
+        return self.phi is None and self.noise == "guided" and getattr(self.inner, "linear", False)
+
+    def raw(self, x: Any, query: Query) -> Any:
+        """The guided output ``F_null + w (F_cond - F_null)`` of a linear inner denoiser."""
+        output = lambda d, state, x, query: (d.raw(x, query), state)
+        (free, told), _ = _evaluate(self.inner, self._conds(), ((), ()), x, query, self.branches, output)
+        scale = scale_at(self.scale, query)
+        return mix_predictions([free, told], [1 - scale, scale])
+
+    def mean(self, x: Any, raw: Any, form: Any) -> Prediction:
+        """What the guided output means at ``x``: the mix of the two means, their weights summing to one."""
+        return self.inner.mean(x, raw, form)
 
     def tabulate(self, query: Query) -> Any:
         """The inner denoiser's own view of the query, which both branches are asked with; None if it has none."""

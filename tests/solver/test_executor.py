@@ -1,6 +1,7 @@
 """The one scan: determinism, noise that knows its sample, hooks, starts, conditions, carried states, trees."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from solver_cases import MIXTURE, PROCESSES, middle, rms
 
-from jaxdiff import exact, prediction, process, solver
+from jaxdiff import exact, guidance, prediction, process, solver
 from jaxdiff.prediction import Prediction, denoiser
 from jaxdiff.solver import grid
+from jaxdiff.solver.executor import rows_for
 from jaxdiff.solver.sampling import programs
 
 LINEAR, VP, EDM = PROCESSES["linear"], PROCESSES["vp"], PROCESSES["edm"]
@@ -321,3 +323,41 @@ def test_a_name_is_a_record_and_a_list_a_shape():
     np.testing.assert_array_equal(out, again)
     with pytest.raises(ValueError, match="record: 'state' is unknown"):
         solver.run(table, Silent(), out, record="state")
+
+
+@pytest.mark.parametrize("target", prediction.TARGETS)
+def test_rows_multiplied_out_beforehand_are_the_same_rows(target):
+    """A linear denoiser's records are folded into its rows; the same denoiser as a plain function keeps them apart."""
+    net = lambda p, x, t, cond: jnp.tanh(x * p + t) + 0.1 * cond[:, None]
+    with jax.enable_x64(True):
+        d = denoiser(VP, net, jnp.asarray(0.7), target=target, sigma_data=0.6)
+        d = guidance.cfg(d, 1.7, cond=jnp.arange(3.0), null=-jnp.arange(3.0))
+        plain = prediction.lift(lambda x, t, r: d(x, t, r))
+        x, cells = jax.random.normal(KEY, (3, 2)), grid.uniform(VP, 4, t_min=0.1)
+        groups = (
+            (solver.euler, solver.ancestral, solver.ddim),
+            (solver.heun, solver.dpm_solver_pp, functools.partial(solver.unipc, order=3), solver.ipndm),
+        )
+        for makers, weights in zip(groups, (0, 2)):
+            tables = solver.device(solver.stack([make(VP, cells) for make in makers]))
+            one = jax.tree.map(lambda v: v[0], tables)
+            assert len(rows_for(one, d, KEY, None).fold) == weights and rows_for(one, plain, KEY, None).fold is None
+            go = lambda tb, d: solver.run(tb, d, x, KEY, record="predictions")
+            folded, apart = (jax.jit(jax.vmap(go, (0, None)))(tables, form) for form in (d, plain))
+            for a, b in zip(jax.tree.leaves(folded), jax.tree.leaves(apart)):
+                np.testing.assert_allclose(a, b, rtol=0, atol=2e-12)
+
+
+def test_only_linear_denoisers_without_hooks_are_multiplied_out():
+    d = denoiser(LINEAR, lambda p, x, t, cond: x, target="velocity")
+    table = solver.device(solver.euler(LINEAR, grid.uniform(LINEAR, 4)))
+    assert rows_for(table, d, None, None).fold == ()
+    for other, hooks in (
+        (d, solver.hooks(project=lambda y, row: y)),
+        (guidance.cfg_pp(d, 0.5, cond=0, null=0), None),
+        (guidance.cfg_rescale(d, 2.0, cond=0, null=0), None),
+        (exact.denoiser(WORLD2, LINEAR), None),
+    ):
+        rows = rows_for(table, other, None, hooks)
+        assert rows.fold is None
+        np.testing.assert_array_equal(rows.blocks.A, table.blocks.A)
