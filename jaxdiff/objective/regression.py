@@ -48,7 +48,7 @@ def _field(batch: Mapping, name: str, why: str) -> Any:
 
 def _data(batch: Mapping, data_key: str | None) -> Any:
     if data_key is None:
-        data_key = next((name for name in ("image", "x") if name in batch), "image")
+        data_key = next((name for name in ("x0", "image", "x") if name in batch), "x0")
     x0 = jnp.asarray(_field(batch, data_key, "data_key"))
     if not jnp.issubdtype(x0.dtype, jnp.floating):
         raise TypeError(f"batch[{data_key!r}]: dtype {x0.dtype} given; need floating point, scaled to [-1, 1] say")
@@ -98,7 +98,8 @@ def regression(
         coupling: a name of COUPLINGS or a coupling; None is independent noise. It sees conditions before dropping.
         draw: "stratified" low-discrepancy times by (step, batch["index"]), or "iid" by key.
         t_min: the smallest time; velocities of VP paths are infinite at 0.
-        data_key: the batch field with data, floating point; None takes "image", else "x".
+        data_key: the batch field with data, floating point; None takes "x0" (what `jaxdiff.data` calls it), else "image", else
+            "x".
         reduce: "mean" or "sum" over the axes of one example; examples are always averaged, once, in float32.
         bins: if positive, also ``loss_bin0`` (cleanest) to ``loss_bin{bins-1}``: the loss by equally likely ranges of
             noise level, each an unbiased estimate that averages over microbatches and devices.

@@ -233,7 +233,7 @@ def test_errors_when_built(options, message):
 @pytest.mark.parametrize(
     "options, change, message",
     [
-        ({}, {"x": None}, "data_key: the batch has no field 'image'; it has index, label"),
+        ({}, {"x": None}, "data_key: the batch has no field 'x0'; it has index, label"),
         ({"data_key": "latent"}, {}, "data_key: the batch has no field 'latent'"),
         ({"cond_key": "text", "null_label": 0}, {}, "cond_key: the batch has no field 'text'"),
         ({}, {"index": None}, "draw='stratified': the batch has no field 'index'"),
@@ -247,6 +247,13 @@ def test_errors_when_traced(options, change, message):
     with pytest.raises((ValueError, TypeError), match=message) as error:
         build(**options)(PARAMS, batch, keys_of(4), CTX)
     assert "\n" not in str(error.value)
+
+
+def test_data_is_found_by_its_usual_names():
+    batch = batch_of(4)
+    losses = [build()(PARAMS, {**batch, **other}, keys_of(4), CTX)[0] for other in ({}, {"x0": 2 * batch["x"]})]
+    renamed = {"image" if k == "x" else k: v for k, v in batch.items()}
+    assert build()(PARAMS, renamed, keys_of(4), CTX)[0] == losses[0] != losses[1]
 
 
 def test_a_network_of_the_wrong_shape_is_named():
