@@ -5,6 +5,7 @@ static metadata they would compile everything again. `BoundApply` stores the mod
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -113,10 +114,15 @@ def as_apply(thing: Any) -> BoundApply:
     ``net.init`` returned, ``{"params": ...}``, passed around whole.
 
     Raises:
-        TypeError: anything that cannot be called as a network.
+        TypeError: anything that cannot be called as a network, and an NNX module, which :func:`from_nnx` adapts.
     """
     if isinstance(thing, nn.Module):
         return BoundApply(thing, "apply")
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(thing, nnx.Module):
+        raise TypeError(
+            f"apply: the NNX module {type(thing).__name__} given; use apply, params = network.from_nnx(module)"
+        )
     return from_apply(thing)
 
 

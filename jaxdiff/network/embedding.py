@@ -78,7 +78,7 @@ def labels_of(cond: Any, num_classes: int) -> jax.Array | None:
     label = jnp.asarray(cond)
     if not jnp.issubdtype(label.dtype, jnp.integer) or label.ndim > 1:
         raise ValueError(f"cond label has dtype {label.dtype} and shape {label.shape}; give integers of shape (B,)")
-    if not isinstance(cond, jax.core.Tracer):
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(cond)):
         # numpy, because a concrete array closed over inside jit still turns jnp results into tracers
         for worst in np.asarray(cond).reshape(-1):
             if not 0 <= worst <= num_classes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import numbers
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -43,7 +44,10 @@ def construct(cls: type[M], **options: Any) -> M:
     where = cls.__name__
     check_option_names(where, options, option_names(cls))
     clean = {}
+    whole = {f.name for f in dataclasses.fields(cls) if f.type in (int, "int")}
     for name, value in options.items():
+        if name in whole and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+            raise ValueError(f"network {where}: {name}={value!r} must be a whole number")
         if name in ("dtype", "param_dtype"):
             value = _dtype(where, name, value)
         elif isinstance(value, list | tuple):

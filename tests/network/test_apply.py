@@ -129,3 +129,10 @@ def test_nnx_module_with_state_is_refused():
 
     with pytest.raises(ValueError, match=r"drop.*not nnx\.Param"):
         from_nnx(Noisy(nnx.Rngs(0)))
+
+
+def test_nnx_module_as_it_is_is_refused():
+    with pytest.raises(
+        TypeError, match=r"the NNX module Tiny given; use apply, params = network\.from_nnx\(module\)"
+    ):
+        as_apply(Tiny(nnx.Rngs(0)))

@@ -187,6 +187,8 @@ def test_unet_attends_at_named_sides():
     [
         ("unet", {"chanels": 8}, r"unknown option 'chanels' \(did you mean 'channels'\?\)"),
         ("mlp", {"width": 0}, "width=0 must be >= 1"),
+        ("mlp", {"width": 1.5}, "width=1.5 must be a whole number"),
+        ("dit", {"num_classes": True}, "num_classes=True must be a whole number"),
         ("mlp", {"dtype": "float8"}, "dtype='float8' must be one of float32"),
         ("dit", {"size": "M/2"}, "size='M/2' must be one of S, B, L, XL"),
         ("dit", {"width": 18, "heads": 4}, "width=18 must be a multiple of 4 and of heads=4"),
@@ -228,6 +230,8 @@ def test_labels_closed_over_under_jit():
     label = jnp.array([0, 1, 2])
     inside = jax.jit(lambda v: net.apply(v, x, 0.1, label).raw)(variables)
     np.testing.assert_allclose(inside, net.apply(variables, x, 0.1, label).raw, rtol=1e-5, atol=1e-6)
+    listed = jax.jit(lambda v, labels: net.apply(v, x, 0.1, labels).raw)(variables, [0, 1, 2])  # a list of tracers
+    np.testing.assert_array_equal(listed, inside)
 
 
 def test_count_and_table():
