@@ -77,7 +77,7 @@ class Dataset:
 
     name: str
     split: str
-    records: Records
+    records: Records = dataclasses.field(repr=False)
     shape: tuple[int, ...]
     levels: int | None
     num_classes: int | None = None
@@ -137,6 +137,8 @@ def arrays(
         ValueError: no such array, lengths that differ, no examples, NaN or infinite floats, values or labels
             out of range.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name}: a {type(values).__name__} given; need arrays by name, {{'x0': array, ...}}")
     values = {k: np.asarray(v) for k, v in values.items()}
     if key is None:
         only = next(iter(values)) if len(values) == 1 else "x0"
@@ -172,7 +174,7 @@ def arrays(
 def _labels(name: str, label: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:
     if label.dtype.kind not in "iu" or label.ndim != 1:
         raise ValueError(f"{name}: label needs shape (N,) and integers, given {label.shape} {label.dtype}")
-    num_classes = int(label.max()) + 1 if num_classes is None else num_classes
+    num_classes = max(int(label.max()) + 1, 1) if num_classes is None else num_classes
     if label.min() < 0 or label.max() >= num_classes:
         raise ValueError(f"{name}: labels {label.min()}..{label.max()} given, allowed 0..{num_classes - 1}")
     return label.astype(np.int32), num_classes

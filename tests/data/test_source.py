@@ -159,6 +159,12 @@ ERRORS = {
         ValueError,
         r"labels 0..3 given, allowed 0..2",
     ),
+    "label sign": (
+        lambda: data.arrays({"x0": U8, "label": np.full(4, -1)}),
+        ValueError,
+        r"labels -1..-1 given, allowed 0..0",
+    ),
+    "no names": (lambda: data.arrays(U8), ValueError, r"arrays: a ndarray given; need arrays by name, {'x0'"),
     "label dtype": (lambda: data.arrays({"x0": U8, "label": np.ones(4)}), ValueError, r"label needs shape \(N,\)"),
     "reserved name": (lambda: data.arrays({"x0": U8, "index": U8}), ValueError, r"\['index'\] given beside key='x0'"),
     "small set": (
