@@ -84,6 +84,9 @@ def test_another_name_drops_the_old_options():
     config = config_lib.load(str(ROOT / "configs/digits.py"))
     config_lib.check(config_lib.apply_overrides(config, {"network.name": "mlp"}))
     assert config_lib.options(config, "network") == {}
+    for given in ({"solver.name": "ddim", "solver.eta": "0.5"}, {"solver.eta": "0.5", "solver.name": "ddim"}):
+        config = config_lib.check(config_lib.apply_overrides(config_lib.default(), given))
+        assert config_lib.options(config, "solver") == {"eta": 0.5}  # in whatever order they are given
 
 
 BAD = [

@@ -47,12 +47,14 @@ def load(path: str) -> ConfigDict:
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
-    """Set ``{"solver.steps": "8", ...}``, in order; text becomes the field's type.
+    """Set ``{"solver.steps": "8", ...}``; text becomes the field's type.
 
-    Naming another component drops the options that belonged to the one before. Raises ConfigError for fields that
-    do not exist and values of another type.
+    Naming another component drops the options that belonged to the one before, not those given with it. Raises
+    ConfigError for fields that do not exist and values of another type.
     """
-    for path, text in overrides.items():
+    names = [path for path in overrides if path in FIELDS and path.endswith(".name")]
+    for path in [*names, *(path for path in overrides if path not in names)]:
+        text = overrides[path]
         section, _, name = path.rpartition(".")
         if path not in FIELDS and section not in OPEN:
             raise ConfigError(f"config.{path}: no such field{near(path, FIELDS)}; --help lists them")
