@@ -9,6 +9,7 @@ import numpy as np
 from jaxdiff.process.process import Process
 from jaxdiff.solver.build import DATA, NOISE, Rows, first_order, noise_step, require_path
 from jaxdiff.solver.grid import Point, as_grid
+from jaxdiff.solver.rounding import steady
 from jaxdiff.solver.table import Table
 
 __all__ = ["conjugate"]
@@ -36,7 +37,7 @@ def conjugate(process: Process, grid: Any, *, rate: float = 0.0) -> Table:
             rows.add(at, *noise_step(at, to), form=NOISE)
         else:
             rows.add(at, *_row(process, at, to, float(rate)), form=NOISE)
-    return rows.table(grid[len(grid)])
+    return steady(process, rows.table(grid[len(grid)]))
 
 
 def _row(process: Process, at: Point, to: Point, rate: float) -> tuple[list[float], list[float]]:

@@ -11,6 +11,7 @@ from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA
 from jaxdiff.solver.exponential import FORMS, Node, check_choice, frame, jump
 from jaxdiff.solver.grid import Grid, as_grid
+from jaxdiff.solver.rounding import steady
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Expression, Tape
 
@@ -85,7 +86,7 @@ def multistep(
         nodes = np.array([(n.at.lam - at.lam) / (to.lam - at.lam) for n in history[:p]])
         gains = scale * taylor_weights(H, nodes, variant)
         tape.move(combine(ratio * tape.state, gains, history))
-    return tape.table(grid[len(grid)])
+    return steady(process, tape.table(grid[len(grid)]))
 
 
 def combine(base: Expression, gains: Any, history: list[Node]) -> Expression:

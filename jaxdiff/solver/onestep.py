@@ -9,6 +9,7 @@ import numpy as np
 from jaxdiff.process.process import Process
 from jaxdiff.solver.build import DATA, Rows, first_order, noise_step, require_gaussian, require_path
 from jaxdiff.solver.grid import Grid, Point, as_grid
+from jaxdiff.solver.rounding import steady
 from jaxdiff.solver.table import Table
 
 __all__ = ["ancestral", "ddim", "ddpm", "euler"]
@@ -87,7 +88,7 @@ def euler(process: Process, grid: Any, *, clock: str = "time") -> Table:
     for i in range(len(grid)):
         A, B, form = euler_row(process, grid, i, clock)
         rows.add(grid[i], A, B, form=form)
-    return rows.table(grid[len(grid)])
+    return steady(process, rows.table(grid[len(grid)]))
 
 
 def euler_row(

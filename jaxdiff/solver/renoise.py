@@ -16,6 +16,7 @@ from jaxdiff.process.process import Process
 from jaxdiff.solver.build import DATA, NOISE, Rows, first_order, require_gaussian, require_path
 from jaxdiff.solver.exponential import point_at
 from jaxdiff.solver.grid import Grid, Point, as_grid
+from jaxdiff.solver.rounding import steady
 from jaxdiff.solver.table import Table
 
 __all__ = ["dpm2_ancestral", "dpmpp_2s_ancestral", "euler_ancestral", "split"]
@@ -143,7 +144,7 @@ def _two_stage(
         (a, b), (A, B, B_mid) = stage(at, mid, to, down)
         rows.add(at, [a], [b], form=form, out=False)
         rows.add(mid, [A / a], [B_mid, B - A / a * b], C=s_noise * up, form=form)
-    return rows.table(grid[len(grid)], stochastic=eta > 0 or bool(stochastic))
+    return steady(process, rows.table(grid[len(grid)], stochastic=eta > 0 or bool(stochastic)))
 
 
 def _between(process: Process, grid: Grid, lam: float, solver: str) -> Point:

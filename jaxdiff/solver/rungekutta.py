@@ -12,6 +12,7 @@ from jaxdiff.solver.churn import Churn
 from jaxdiff.solver.exponential import check_choice, jump, point_at
 from jaxdiff.solver.grid import Grid, Point, as_grid
 from jaxdiff.solver.onestep import check_clock, euler_row, velocity_form
+from jaxdiff.solver.rounding import steady
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Tape
 
@@ -44,7 +45,7 @@ def heun(process: Process, grid: Any, *, clock: str = "time") -> Table:
         if corrected:
             half = B[0] / 2
             rows.add(to, [1.0], [half, -half], form=NOISE if clock == "rho" else velocity_form(process, to))
-    return rows.table(grid[len(grid)])
+    return steady(process, rows.table(grid[len(grid)]))
 
 
 def _explicit(process: Process, grid: Grid, tableau: str, clock: str) -> Table:
@@ -68,7 +69,7 @@ def _explicit(process: Process, grid: Grid, tableau: str, clock: str) -> Table:
             for gain, slope in zip(a, slopes):
                 total = total + (width * gain) * slope
             tape.move(total, out=j + 1 == len(c))
-    return tape.table(grid[len(grid)])
+    return steady(process, tape.table(grid[len(grid)]))
 
 
 def _between(process: Process, at: Point, to: Point, fraction: float, clock: str) -> Point:
@@ -137,7 +138,7 @@ def dpm2(
         tape.move((middle.alpha / at.alpha) * base + middle.alpha * (middle.rho - at.rho) * slope, out=False)
         slope = tape.evaluate(middle, NOISE)
         tape.move((end.alpha / at.alpha) * base + end.alpha * (to.rho - at.rho) * slope, noise=std)
-    return tape.table(grid[len(grid)], stochastic=s_churn > 0 or bool(stochastic))
+    return steady(process, tape.table(grid[len(grid)], stochastic=s_churn > 0 or bool(stochastic)))
 
 
 def edm(
@@ -185,4 +186,4 @@ def edm(
             rows.add(to, [gain], [gain * half, -gain * half], C=std, form=slope(to))
         else:
             rows.add(at, [gain * A[0]], [gain * B[0]], C=std, form=form)
-    return rows.table(grid[len(grid)], stochastic=s_churn > 0 or bool(stochastic))
+    return steady(process, rows.table(grid[len(grid)], stochastic=s_churn > 0 or bool(stochastic)))

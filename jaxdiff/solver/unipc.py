@@ -13,6 +13,7 @@ from jaxdiff.solver.build import DATA
 from jaxdiff.solver.exponential import FORMS, Node, check_choice, check_variable, frame, jump, step
 from jaxdiff.solver.grid import Point, as_grid
 from jaxdiff.solver.multistep import allowed_order, check_order, check_tail, combine
+from jaxdiff.solver.rounding import steady
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Expression, Tape
 
@@ -78,7 +79,7 @@ def unipc(
         gains = step_weights(at, to, history[:p], prediction, variant, None)
         ratio, scale, _ = frame(at, to, prediction)
         tape.move(combine(ratio * base, scale * gains, history))
-    return tape.table(grid[count])
+    return steady(process, tape.table(grid[count]))
 
 
 def per_step(name: str, value: Any, count: int) -> list:
@@ -210,7 +211,7 @@ def usf(process: Process, grid: Any, steps: Sequence[Step | dict] | Step | dict 
         ratio = frame(at, to, choice.prediction)[0]
         tape.move(ratio * base + pull)
         start = (tape.state - pull) / ratio  # the base, in the states just carried
-    return tape.table(grid[count])
+    return steady(process, tape.table(grid[count]))
 
 
 class Seen(NamedTuple):

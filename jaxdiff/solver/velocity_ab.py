@@ -9,10 +9,10 @@ import numpy as np
 from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA
-from jaxdiff.solver.deis import steady
 from jaxdiff.solver.exponential import Node, check_choice, jump
-from jaxdiff.solver.grid import Grid, Point, as_grid
+from jaxdiff.solver.grid import Point, as_grid
 from jaxdiff.solver.multistep import check_order, check_tail
+from jaxdiff.solver.rounding import steady
 from jaxdiff.solver.table import Table
 from jaxdiff.solver.tape import Tape
 
@@ -34,16 +34,15 @@ def velocity_ab(
     "flow" and "angle" reach alpha = 0 and sigma = 0 at full order (``lower_order_final="never"``); "rosenbrock" is first-order
     there. "angle" and "rosenbrock" are not exact on one point of data, where their v turns. Raises ValueError for other names
     and orders.
+
+    Order 4 in few steps from pure noise multiplies an error of x0_hat by thousands (8 steps of edm_rho or logsnr on linear:
+    2,000 to 5,000, so that float32 runs follow float64 to 9e-5), and more where the last step to sigma = 0 is the longest (edm,
+    8 equal times: 47,000; order 2: 42; ``lower_order_final="always"``: 14).
     """
     grid = as_grid(process, grid)
     check_order(order, (1, 2, 3, 4), "velocity_ab()")
     check_choice("clock", clock, ("flow", "angle", "rosenbrock"))
     check_tail(lower_order_final)
-    return steady(lambda inferred: _rows(process, grid, order, clock, lower_order_final, inferred), most=3)
-
-
-def _rows(process: Process, grid: Grid, order: int, clock: str, lower_order_final: str, inferred: int) -> Table:
-    """The table whose first ``inferred`` rows of more noise than signal keep x0_hat; see :func:`steady`."""
     lower = lower_order_final == "always" or (lower_order_final == "auto" and len(grid) < 15)
     tape = Tape(process, grid[0])
     history: list[Node] = []
@@ -54,13 +53,12 @@ def _rows(process: Process, grid: Grid, order: int, clock: str, lower_order_fina
         if (to.sigma == 0 and (p == 1 or lower_order_final == "zero")) or (clock == "rosenbrock" and infinite):
             tape.move(jump(at, to, tape.state, tape.evaluate(at, DATA)))
             continue
-        ask = tape.infer if i < inferred and at.alpha < at.sigma else tape.evaluate
-        history = [Node(at, ask(at, _velocity(at, clock))), *history][:order]
+        history = [Node(at, tape.evaluate(at, _velocity(at, clock))), *history][:order]
         state = (_scale(to, clock) / _scale(at, clock)) * tape.state
         for gain, node in zip(_scale(to, clock) * _weights(at, to, [n.at for n in history[:p]], clock), history):
             state = state + gain * node.value
         tape.move(state)
-    return tape.table(grid[len(grid)])
+    return steady(process, tape.table(grid[len(grid)]))
 
 
 def _scale(point: Point, clock: str) -> float:
