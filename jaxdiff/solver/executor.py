@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
+from jaxdiff.solver.affine_block import AffineBlock, wide
 from jaxdiff.solver.streams import check_key, churn_key, row_keys, sample_indices, sample_keys
 from jaxdiff.solver.table import Table, blocks_of, device, is_block
 
@@ -26,10 +27,12 @@ __all__ = [
     "State",
     "advance",
     "begin",
+    "draw_leaves",
     "draw_noise",
     "hooks",
     "per_leaf",
     "query",
+    "row_noise",
     "rows_for",
     "rows_of",
     "run",
@@ -99,19 +102,7 @@ class State:
 def rows_of(table: Table, key: jax.Array | None = None) -> Row:
     """The table's rows as one Row with a leading axis K, ready to scan over; ``key`` is the run's."""
     count = table.rows
-    draws = any(block.C is not None for block in blocks_of(table))
-
-    def block_rows(block: Any) -> Any:
-        return dataclasses.replace(
-            block,
-            alpha=block.alpha[:-1],
-            sigma=block.sigma[:-1],
-            start_scale=None,
-            start_noise=None,
-            start_gain=None,
-            law=None,
-        )
-
+    draws = any(block.draws for block in blocks_of(table))
     return Row(
         k=np.arange(count, dtype=np.uint32),
         tau=table.tau,
@@ -119,7 +110,7 @@ def rows_of(table: Table, key: jax.Array | None = None) -> Row:
         # a constant, never a vmapped leaf: lax.cond on it stays a branch under vmap over tables
         mode=None if table.mode is None else np.asarray(table.mode, np.int32),
         out=table.out,
-        blocks=jax.tree_util.tree_map(block_rows, table.blocks, is_leaf=is_block),
+        blocks=jax.tree_util.tree_map(lambda block: block.rows(), table.blocks, is_leaf=is_block),
         key=row_keys(key, count) if draws and key is not None else None,
     )
 
@@ -132,7 +123,7 @@ def rows_for(table: Table, d: Any, key: jax.Array | None, hooks: Hooks | None) -
     if key is not None:
         check_key(key)
     elif any(
-        block.start_noise is not None or (block.C is not None and (hooks is None or hooks.noise is None))
+        block.start_noise is not None or (block.draws and (hooks is None or hooks.noise is None))
         for block in blocks_of(table)
     ):
         raise ValueError("key: missing; this table draws noise, give a typed key (jax.random.key(seed))")
@@ -141,7 +132,7 @@ def rows_for(table: Table, d: Any, key: jax.Array | None, hooks: Hooks | None) -
         rows = dataclasses.replace(rows, key=row_keys(key, table.rows))
     if hasattr(d, "tabulate") and (hooks is None or hooks.retime is None):
         rows = dataclasses.replace(rows, form=d.tabulate(query(rows, rows.tau)))
-        if hooks is None and getattr(d, "linear", False) and _is_rows(rows.blocks):
+        if hooks is None and getattr(d, "linear", False) and isinstance(rows.blocks, AffineBlock):
             rows = _fold(rows)
     return rows
 
@@ -166,18 +157,25 @@ def _fold(rows: Row) -> Row:
     return dataclasses.replace(rows, blocks=dataclasses.replace(block, A=A, B=(B * v)[:, None]), fold=())
 
 
-def draw_noise(table: Table, keys: Any, x: Any) -> Any:
-    """Unit noise of each block's law in the shapes of ``x``, whose leaves start with the batch axis of ``keys`` (B,): one
-    independent stream per sample and leaf."""
+def draw_leaves(table: Table, keys: Any, x: Any, how: Any, *rest: Any) -> Any:
+    """``how(block, keys, leaf, ...)`` at every leaf of ``x`` and of the like trees ``rest``; leaves start with the batch axis
+    of ``keys`` (B,), and get one independent stream per sample and leaf."""
     leaves, structure = jax.tree_util.tree_flatten(x)
-    laws = per_leaf(table, x, lambda block: block.law)
+    own = lambda i: keys if len(leaves) == 1 else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+    parts = zip(per_leaf(table, x, lambda block: block), leaves, *map(jax.tree_util.tree_leaves, rest))
+    drawn = [how(block, own(i), *part) for i, (block, *part) in enumerate(parts)]
+    return jax.tree_util.tree_unflatten(structure, drawn)
 
-    def leaf_noise(i: int, leaf: Any, law: Any) -> Any:
-        own = keys if len(leaves) == 1 else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        return jax.vmap(lambda k: law.sample(k, leaf.shape[1:], leaf.dtype))(own)
 
-    noise = [leaf_noise(i, leaf, law) for i, (leaf, law) in enumerate(zip(leaves, laws))]
-    return jax.tree_util.tree_unflatten(structure, noise)
+def draw_noise(table: Table, keys: Any, x: Any) -> Any:
+    """A draw of every block's law in the shapes of ``x``, whose leaves start with the batch axis of ``keys`` (B,)."""
+    unit = lambda block, own, leaf: jax.vmap(lambda key: block.law.sample(key, leaf.shape[1:], leaf.dtype))(own)
+    return draw_leaves(table, keys, x, unit)
+
+
+def row_noise(table: Table, keys: Any, x: Any) -> Any:
+    """The fresh noise of a row; None at leaves whose rows draw none."""
+    return draw_leaves(table, keys, x, lambda block, own, leaf: block.noise(own, leaf) if block.draws else None)
 
 
 def per_leaf(table: Table, x: Any, read: Any) -> list:
@@ -198,27 +196,19 @@ def begin(table: Table, d: Any, x: Any, key: Any = None, index: Any = None, hook
     blocks = blocks_of(table)
     if any(block.start_noise is not None for block in blocks):
         noise = draw_noise(table, sample_keys(churn_key(key), index), x)
-        x = jax.tree_util.tree_map(_churn, table.blocks, x, noise, is_leaf=is_block)
-    states = max(block.A.shape[1] for block in blocks)
-    records = max(block.B.shape[1] for block in blocks)
-    zero = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), x)
+        x = jax.tree_util.tree_map(
+            lambda block, *given: block.churn(*given), table.blocks, x, noise, is_leaf=is_block
+        )
+    states, records = (max(counts) for counts in zip(*(block.registers for block in blocks)))
+    empty = lambda block, part: jax.tree_util.tree_map(block.empty, part)
+    zero = jax.tree_util.tree_map(empty, table.blocks, x, is_leaf=is_block)
     hook_state = hook.start(x) if hook is not None and hook.start is not None else ()
     return State((x,) * states, (zero,) * (records - 1), prediction.start(d, x), hook_state)
 
 
-def _churn(block: Any, part: Any, noise: Any) -> Any:
-    """``start_gain x + start_noise z`` on every leaf of the block's part of the start."""
-    if block.start_noise is None:
-        return part
-    scaled = part
-    if block.start_gain is not None:
-        scaled = jax.tree_util.tree_map(lambda a: expand(block.start_gain, a) * a, part)
-    return jax.tree_util.tree_map(lambda a, z: a + expand(block.start_noise, a) * z, scaled, noise)
-
-
 def query(row: Row, tau: Any) -> prediction.Query:
     """What a row, or all rows at once, ask of the denoiser."""
-    read = lambda name: jax.tree_util.tree_map(lambda b: getattr(b, name), row.blocks, is_leaf=_is_rows)
+    read = lambda name: jax.tree_util.tree_map(lambda b: getattr(b, name), row.blocks, is_leaf=is_block)
     return prediction.Query(tau, row.r, read("alpha"), read("sigma"), row.mode, row.form)
 
 
@@ -237,22 +227,24 @@ def advance(
     if row.fold is None:
         predicted, denoiser_state = prediction.evaluate(d, state.denoiser, y, query(row, tau))
         # every block sees its own part of each tree
-        record = jax.tree_util.tree_map(_record, row.blocks, predicted, y, is_leaf=_is_rows)
+        record = jax.tree_util.tree_map(
+            lambda block, *of: block.record(*of), row.blocks, predicted, y, is_leaf=is_block
+        )
     else:
         raw, denoiser_state = d.raw(y, query(row, tau)), state.denoiser
         predicted, record = d.mean(y, raw, row.form), _folded_record(row.fold, y, raw)
     keys = None if row.key is None else sample_keys(row.key, index)
     z = None
-    if any(block.C is not None for block in blocks_of(table)):
-        z = draw_noise(table, keys, y) if hook is None or hook.noise is None else hook.noise(keys, row, y)
+    if any(block.draws for block in blocks_of(table)):
+        z = row_noise(table, keys, y) if hook is None or hook.noise is None else hook.noise(keys, row, y)
     history = (record, *state.d)
     y_next = jax.tree_util.tree_map(
-        lambda block, *parts: _combine(block, parts[: len(state.y)], parts[len(state.y) : -1], parts[-1]),
+        lambda block, *parts: block.combine(parts[: len(state.y)], parts[len(state.y) : -1], parts[-1]),
         row.blocks,
         *state.y,
         *history,
         jax.tree_util.tree_map(lambda _: None, y) if z is None else z,
-        is_leaf=_is_rows,
+        is_leaf=is_block,
     )
     hook_state = state.hook
     if hook is not None and (hook.project is not None or hook.correct is not None):
@@ -268,58 +260,10 @@ def advance(
     return State(states, history[: len(state.d)], denoiser_state, hook_state), predicted
 
 
-def _wide(leaf: Any) -> Any:
-    """The dtype of records of a state: its own, at least float32."""
-    return jnp.promote_types(leaf.dtype, jnp.float32)
-
-
-def _is_rows(node: Any) -> bool:
-    return hasattr(node, "A") and hasattr(node, "B")
-
-
-def _record(block: Any, predicted: Any, y: Any) -> Any:
-    """``d = p data + q noise`` on every leaf of the block's part of the state ``y``."""
-    if not (hasattr(predicted, "data") and hasattr(predicted, "noise")):
-        raise ValueError(f"d: returned {type(predicted).__name__}; a denoiser returns Prediction(data, noise)")
-
-    def one(leaf: Any, data: Any, noise: Any) -> Any:
-        if np.shape(data) != np.shape(leaf) or np.shape(noise) != np.shape(leaf):
-            raise ValueError(
-                f"d: returned data {np.shape(data)} and noise {np.shape(noise)} for a state {np.shape(leaf)}; "
-                "need the state's shape"
-            )
-        data, noise = (v.astype(_wide(leaf)) for v in (data, noise))
-        if block.q is None:
-            return expand(block.p, data) * data
-        if block.p is None:
-            return expand(block.q, noise) * noise
-        return expand(block.p, data) * data + expand(block.q, noise) * noise
-
-    return jax.tree_util.tree_map(one, y, predicted.data, predicted.noise)
-
-
 def _folded_record(fold: tuple, y: Any, raw: Any) -> Any:
     """``u y + v F``, or F itself; at least float32."""
-    wide = raw.astype(_wide(y))
-    return wide if not fold else expand(fold[0], y) * y + expand(fold[1], y) * wide
-
-
-def _combine(block: Any, states: Sequence, records: Sequence, z: Any) -> Any:
-    """``sum A y + sum B d + C z + E`` on every leaf; at least float32, returned in the state's dtype."""
-    S, R = block.A.shape[0], block.B.shape[0]
-
-    def one(*values: Any) -> Any:
-        ys, ds, noise = values[:S], values[S : S + R], values[S + R :]
-        total = sum(expand(block.A[h], v) * v for h, v in enumerate(ys))
-        total = total + sum(expand(block.B[h], v) * v for h, v in enumerate(ds))
-        if block.C is not None:
-            total = total + expand(block.C, ys[0]) * noise[0]
-        if block.E is not None:
-            total = total + expand(block.E, ys[0])
-        return total.astype(ys[0].dtype)
-
-    extra = () if block.C is None else (z,)
-    return jax.tree_util.tree_map(one, *states[:S], *records[:R], *extra)
+    raw = raw.astype(wide(y))
+    return raw if not fold else expand(fold[0], y) * y + expand(fold[1], y) * raw
 
 
 def run(

@@ -18,7 +18,10 @@ __all__ = ["row_logprob", "row_mean"]
 
 
 def row_mean(table: Table, d: Any, state: State, row: Row) -> Any:
-    """The mean of the next state given the carried ``state``: the row without its noise."""
+    """The mean of the next state given the carried ``state``: the row without its noise. Raises ValueError for tokens, which
+    have none."""
+    if not all(isinstance(block, AffineBlock) for block in blocks_of(table)):
+        raise ValueError("table: row_mean() takes tables of affine blocks; the next state of tokens has no mean")
     quiet = dataclasses.replace(row, blocks=_without_noise(row.blocks), key=None)
     table = dataclasses.replace(table, blocks=_without_noise(table.blocks))
     return advance(table, d, None, state, quiet)[0].y[0]

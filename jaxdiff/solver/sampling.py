@@ -13,10 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from jaxdiff import prediction
-from jaxdiff.process.coefficients import expand
-from jaxdiff.solver.executor import Hooks, draw_noise, hooks, per_leaf, run
+from jaxdiff.solver.executor import Hooks, draw_leaves, hooks, per_leaf, run
 from jaxdiff.solver.streams import check_key, sample_indices, sample_keys
-from jaxdiff.solver.table import Table, device
+from jaxdiff.solver.table import Table, device, is_block
 
 __all__ = ["programs", "sample"]
 
@@ -47,9 +46,9 @@ def sample(
     if not isinstance(key, jax.Array):
         check_key(key)
     process = getattr(d, "process", None)
-    if process is not None and process.noise.name != table.law.name:
+    if process is not None and process.noise.name != table.law_name:
         raise ValueError(
-            f"table: made for {table.law.name} noise, but the denoiser's process has {process.noise.name}"
+            f"table: made for {table.law_name} noise, but the denoiser's process has {process.noise.name}"
         )
     if cond is not None:
         d = prediction.condition(d, cond)
@@ -98,6 +97,18 @@ def _tree_shape(shape: Any) -> Any:
     return _Shapes((structure, tuple(tuple(s) for s in leaves)))
 
 
+def _with_dtypes(table: Table, x: Any, dtype: Any) -> Any:
+    """The shapes ``x`` with every block's own dtype of states; ``dtype`` is that of the continuous ones."""
+    leaves, structure = jax.tree_util.tree_flatten(x)
+    try:
+        kinds = per_leaf(table, x, lambda block: block.dtype(dtype))
+    except ValueError:
+        blocks = jax.tree_util.tree_structure(table.blocks, is_leaf=is_block)
+        raise ValueError(f"shape: a tree {structure} given; the table's blocks are a tree {blocks}") from None
+    typed = [jax.ShapeDtypeStruct(leaf.shape, kind) for leaf, kind in zip(leaves, kinds)]
+    return jax.tree_util.tree_unflatten(structure, typed)
+
+
 @functools.lru_cache(maxsize=1024)
 def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> tuple[Any, Any]:
     """``(draw, go)``: the jitted start and the jitted run of one shape.
@@ -125,6 +136,7 @@ def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> 
             x = shape[0].unflatten([jax.ShapeDtypeStruct(s, dtype) for s in shape[1]])
         else:
             x = jax.ShapeDtypeStruct(shape, dtype)
+        x = _with_dtypes(table, x, dtype)
         given, needed = (jax.tree_util.tree_map(np.shape, tree) for tree in (init, x))
         if init is not None and given != needed:
             raise ValueError(f"init: shape {given} given; need that of the samples, {needed}")
@@ -132,21 +144,9 @@ def programs(shape: Any, sharding: Any, record: tuple[str, ...], dtype: str) -> 
         if sharding is not None:
             # where axes are Explicit this runs under auto_axes, and a spec refers to the mesh of the context
             index = jax.lax.with_sharding_constraint(index, sharding.spec if explicit else sharding)
-        z = draw_noise(table, sample_keys(key, index), x)
-        scale = iter(per_leaf(table, x, lambda block: (block.start_scale, block.start[0])))
-
-        def place(n: Any, clean: Any) -> Any:
-            size, signal = next(scale)
-            start = expand(size, n) * n
-            if clean is not None:
-                start = start + expand(signal, n) * jnp.asarray(clean, n.dtype)
-            return start.astype(n.dtype)
-
-        if init is None:
-            start = jax.tree_util.tree_map(lambda n: place(n, None), z)
-        else:
-            start = jax.tree_util.tree_map(place, z, init)
-        return start, index
+        place = lambda block, own, leaf, clean=None: block.place(own, leaf, clean)
+        clean = () if init is None else (init,)
+        return draw_leaves(table, sample_keys(key, index), x, place, *clean), index
 
     @jax.jit
     def go(table: Table, d: Any, x: Any, key: Any, index: jax.Array, hooks: Hooks | None) -> Any:

@@ -5,6 +5,11 @@ forms the next state from the last few states and records, newest first (age ord
 
 ``y_{k+1} = sum_h A[k, h] y_{k-h} + sum_h B[k, h] d_{k-h} + C[k] z + E[k]``
 
+That is an :class:`AffineBlock`, for continuous data; a part of the state that is tokens has a
+:class:`~jaxdiff.solver.categorical.CategoricalBlock`, whose rows mix probabilities. A block says itself what its rows record
+and how they combine, so the executor knows of no kind: ``registers, draws, start_noise``, ``rows()``, ``dtype``, ``place``,
+``churn``, ``empty``, ``noise``, ``record``, ``combine`` and, for stacks, ``union`` and ``lift``.
+
 A feature a table does not use is ``None``, so structure is part of the pytree and a one-register deterministic
 table compiles to the loop a person would write. Makers produce numpy float64; :func:`device` converts once.
 """
@@ -19,53 +24,14 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["COLUMNS", "AffineBlock", "Table", "device", "stack"]
+from jaxdiff.solver.affine_block import COLUMNS, AffineBlock
+from jaxdiff.solver.padding import pad_rows
 
-# the arrays of an AffineBlock: all of it but the law
-COLUMNS = ("p", "q", "A", "B", "C", "E", "alpha", "sigma", "start_scale", "start_noise", "start_gain")
+__all__ = ["COLUMNS", "AffineBlock", "Table", "device", "join", "stack"]
 
 
 def _static(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class AffineBlock:
-    """The rows for one continuous block of the state; K rows, S carried states, R records.
-
-    ``p``, ``q`` (K,): weights of data and noise in the stored record; None is zero throughout.
-    ``A`` (K, S), ``B`` (K, R): age-ordered coefficients; ``C`` (K,) std of fresh noise, ``E`` (K,) an additive
-    constant; None when unused. Trailing axes broadcast against x from the left.
-    ``alpha``, ``sigma`` (K+1,): the path at each row's state and after the last. ``start_scale`` multiplies a
-    unit-scale draw of ``law``. Churn before the first evaluation: ``y_0 = start_gain x + start_noise z``, at ``alpha[0]``
-    and ``sigma[0]`` (``start_noise`` None: no churn; ``start_gain`` None: 1).
-    """
-
-    p: Any
-    q: Any
-    A: Any
-    B: Any
-    C: Any
-    E: Any
-    alpha: Any
-    sigma: Any
-    start_scale: Any
-    start_noise: Any
-    law: Any
-    start_gain: Any = None
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a run draws fresh noise."""
-        return self.C is not None or self.start_noise is not None
-
-    @property
-    def start(self) -> tuple[Any, Any]:
-        """``(alpha, sigma)`` of the state a run is given: row 0's, unless churn raises it to them first."""
-        if self.start_noise is None:
-            return self.alpha[0], self.sigma[0]
-        return self.alpha[0] if self.start_gain is None else self.alpha[0] / self.start_gain, self.start_scale
 
 
 @jax.tree_util.register_dataclass
@@ -101,10 +67,18 @@ class Table:
         """The noise law of the first block."""
         return (self.blocks if is_block(self.blocks) else blocks_of(self)[0]).law
 
+    @property
+    def law_name(self) -> Any:
+        """The name of the noise law if all blocks have one, else the tree of their laws' names."""
+        if is_block(self.blocks):
+            return self.blocks.law.name
+        names = jax.tree_util.tree_map(lambda block: block.law.name, self.blocks, is_leaf=is_block)
+        return names if len(set(jax.tree_util.tree_leaves(names))) > 1 else self.law.name
+
 
 def is_block(node: Any) -> bool:
     """Whether ``node`` is a leaf of a table's tree of blocks."""
-    return hasattr(node, "law") and hasattr(node, "start_scale")
+    return hasattr(node, "law") and hasattr(node, "combine")
 
 
 def blocks_of(table: Table) -> list:
@@ -144,63 +118,6 @@ def freeze(table: Table) -> Table:
     return table
 
 
-def _pad_rows(column: Any, rows: int, fill: Any = None) -> np.ndarray | None:
-    """``column`` with rows appended: ``fill``, or its last row repeated."""
-    if column is None:
-        return None
-    column = np.asarray(column)
-    extra = rows - column.shape[0]
-    if extra == 0:
-        return column
-    last = column[-1:] if fill is None else np.broadcast_to(np.asarray(fill, column.dtype), (1, *column.shape[1:]))
-    return np.concatenate([column, np.repeat(last, extra, 0)])
-
-
-def _widen(column: Any, width: int) -> np.ndarray:
-    column = np.asarray(column)
-    extra = [(0, 0)] * column.ndim
-    extra[1] = (0, width - column.shape[1])
-    return np.pad(column, extra)
-
-
-def _lift_block(block: AffineBlock, like: dict[str, Any], rows: int) -> AffineBlock:
-    """``block`` with the union structure ``like`` and ``rows`` rows; appended rows keep the state as it is."""
-    count = np.shape(block.A)[0]
-    zero = np.zeros(count)
-
-    def column(name: str, value: Any, fill: Any) -> Any:
-        if like[name] is None:
-            return None
-        return _pad_rows(zero if value is None else value, rows, fill)
-
-    keep = np.zeros(like["S"])
-    keep[0] = 1.0
-    trailing = np.shape(block.A)[2:]
-    keep = np.broadcast_to(keep.reshape((-1,) + (1,) * len(trailing)), (like["S"], *trailing))
-    return dataclasses.replace(
-        block,
-        p=column("p", block.p, None),
-        q=column("q", block.q, None),
-        A=_pad_rows(_widen(block.A, like["S"]), rows, keep),
-        B=_pad_rows(_widen(block.B, like["R"]), rows, 0.0),
-        C=column("C", block.C, 0.0),
-        E=column("E", block.E, 0.0),
-        # padding rows evaluate where the last live row did, a point every denoiser accepts
-        alpha=_pad_states(block.alpha, rows),
-        sigma=_pad_states(block.sigma, rows),
-        start_noise=None if like["start_noise"] is None else np.asarray(block.start_noise or 0.0, np.float64),
-        start_gain=None if like["start_gain"] is None else np.asarray(block.start_gain or 1.0, np.float64),
-    )
-
-
-def _pad_states(values: Any, rows: int) -> np.ndarray:
-    values = np.asarray(values)
-    extra = rows + 1 - values.shape[0]
-    if extra == 0:
-        return values
-    return np.concatenate([values[:-1], np.repeat(values[-2:-1], extra, 0), values[-1:]])
-
-
 def stack(tables: Sequence[Table]) -> Table:
     """Tables as one table with a leading axis, for ``jax.vmap(lambda tb: run(tb, ...))(stack(tables))``.
 
@@ -227,29 +144,67 @@ def stack(tables: Sequence[Table]) -> Table:
     modes = {None if t.mode is None else t.mode + t.mode[-1:] * (rows - t.rows) for t in tables}
     if len(modes) > 1:
         raise ValueError("tables: modes differ between tables; modes are static, run such tables separately")
-    columns = [_union(group) for group in zip(*(blocks_of(t) for t in tables))]
+    likes = [group[0].union(group) for group in zip(*(blocks_of(t) for t in tables))]
     lifted = []
     for t in tables:
-        blocks = [_lift_block(b, like, rows) for b, like in zip(blocks_of(t), columns)]
+        blocks = [block.lift(like, rows) for block, like in zip(blocks_of(t), likes)]
         tau = np.asarray(t.tau)
         lifted.append(
             Table(
                 blocks=jax.tree_util.tree_unflatten(shape, blocks),
-                tau=_pad_rows(tau, rows),
-                time=_pad_rows(t.time, rows + 1),
-                out=_pad_rows(t.out, rows, False),
-                live=_pad_rows(t.live, rows, False),
-                r=None if all(u.r is None for u in tables) else _pad_rows(tau if t.r is None else t.r, rows),
+                tau=pad_rows(tau, rows),
+                time=pad_rows(t.time, rows + 1),
+                out=pad_rows(t.out, rows, False),
+                live=pad_rows(t.live, rows, False),
+                r=None if all(u.r is None for u in tables) else pad_rows(tau if t.r is None else t.r, rows),
                 mode=modes.copy().pop(),
             )
         )
     return freeze(jax.tree_util.tree_map(lambda *leaves: np.stack([np.asarray(v) for v in leaves]), *lifted))
 
 
-def _union(blocks: Sequence[AffineBlock]) -> dict[str, Any]:
-    """Which optional columns any of ``blocks`` has, and the widest histories."""
-    like = {
-        name: next((True for b in blocks if getattr(b, name) is not None), None)
-        for name in ("p", "q", "C", "E", "start_noise", "start_gain")
-    }
-    return {**like, "S": max(np.shape(b.A)[1] for b in blocks), "R": max(np.shape(b.B)[1] for b in blocks)}
+def join(tables: Any) -> Table:
+    """One table for a state of several parts, from a tree of tables: ``join({"image": a, "label": b})``.
+
+    The state, the shapes given to ``sample`` and the predictions of the denoiser are then trees like it. One network call
+    serves all parts, so the tables need equal rows, times and modes: make them from grids with the same times, by solvers
+    with one call a step. Raises ValueError naming the two tables and what differs.
+    """
+    found, structure = jax.tree_util.tree_flatten_with_path(tables, is_leaf=lambda node: isinstance(node, Table))
+    named = [(jax.tree_util.keystr(path) or "the only table", table) for path, table in found]
+    if not named or not all(isinstance(table, Table) for _, table in named):
+        raise ValueError(f"tables: {structure} given; join() needs a tree of tables")
+    name, first = named[0]
+    for other, table in named[1:]:
+        _check_alike(name, first, other, table)
+    jumps = [table.r for _, table in named if table.r is not None]
+    joined = dataclasses.replace(
+        first,
+        blocks=jax.tree_util.tree_unflatten(structure, [table.blocks for _, table in named]),
+        r=jumps[0] if jumps else None,
+    )
+    return freeze(joined)
+
+
+def _check_alike(name: str, first: Table, other: str, table: Table) -> None:
+    """Refuse two tables that cannot be rows of one."""
+    if table.rows != first.rows:
+        raise ValueError(
+            f"tables: {name} has {first.rows} rows, {other} {table.rows}; joined tables share their rows"
+        )
+    if table.mode != first.mode:
+        raise ValueError(f"tables: mode is {first.mode} in {name}, {table.mode} in {other}; joined tables share it")
+    for column in ("tau", "time", "out", "live", "r"):
+        ours, theirs = getattr(first, column), getattr(table, column)
+        if ours is None or theirs is None:
+            continue  # jump-to times: the network is told those that are given
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        if ours.shape != theirs.shape:
+            raise ValueError(f"tables: {column} has shape {ours.shape} in {name}, {theirs.shape} in {other}")
+        apart = np.abs(ours - theirs) > 1e-9
+        if np.any(apart):
+            k = int(np.argmax(apart))
+            raise ValueError(
+                f"tables: {column} of row {k} is {ours.flat[k]:g} in {name}, {theirs.flat[k]:g} in {other}; joined tables "
+                "share it: make them from grids with the same times"
+            )
