@@ -12,6 +12,7 @@ __all__ = [
     "__version__",
     "config",
     "data",
+    "discrete",
     "eval",
     "exact",
     "guidance",

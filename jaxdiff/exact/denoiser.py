@@ -51,12 +51,14 @@ class ExactDenoiser:
 
 
 def denoiser(world: Any, process: Process, cond: Any = None) -> ExactDenoiser:
-    """The exact denoiser ``d(x, t, r=None) -> Prediction`` of a Gaussian, GaussianMixture or Delta world.
+    """The exact denoiser ``d(x, t, r=None) -> Prediction`` of a world; of tokens it gives a DiscretePrediction, of an
+    :class:`Independent` world a tree of predictions.
 
     ``cond``: classes of a labelled mixture, see :meth:`ExactDenoiser.condition`; None costs nothing.
-    Raises ValueError for a process whose noise is not Gaussian: these posteriors are not its own.
+    Raises ValueError for a process of another noise law than the world's: these posteriors are not its own.
     """
-    if not process.noise.gaussian:
-        raise ValueError(f"process: noise law {process.noise.name!r} given; exact worlds need 'gaussian'")
+    need = getattr(world, "law", "gaussian")
+    if process.noise.name != need:
+        raise ValueError(f"process: noise law {process.noise.name!r} given; exact worlds need {need!r}")
     plain = ExactDenoiser(world, process, None)
     return plain if cond is None else plain.condition(cond)

@@ -1,7 +1,8 @@
 """How data is corrupted: coefficient path, noise law, basis, endpoint, domain.
 
 ``linear``, ``vp``, ``ddpm``, ``cosine`` (alias ``trig``), ``subvp``, ``ve``, ``edm`` build a :class:`Process`;
-each takes the path's parameters plus ``noise=`` and ``t_max=``. ``PROCESSES`` lists them by config name.
+each takes the path's parameters plus ``noise=`` and ``t_max=``. ``PROCESSES`` lists them by config name. ``per_leaf`` is a
+process for each array of data that is a tree.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from jaxdiff.process import exploding, preserving, straight, trigonometric
 from jaxdiff.process.coefficients import Coefficients, expand, leaf, resolve
 from jaxdiff.process.geometry import Absent, Euclidean, Identity
 from jaxdiff.process.noise import LAWS, Gaussian, StudentT, student_t
+from jaxdiff.process.per_leaf import JointLaw, PerLeaf, per_leaf
 from jaxdiff.process.process import Process
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "Euclidean",
     "Gaussian",
     "Identity",
+    "JointLaw",
+    "PerLeaf",
     "Process",
     "StudentT",
     "cosine",
@@ -30,6 +34,7 @@ __all__ = [
     "expand",
     "leaf",
     "linear",
+    "per_leaf",
     "resolve",
     "student_t",
     "subvp",

@@ -1,8 +1,9 @@
 """A solver is a coefficient table; one scan runs them all.
 
 Makers ``(process, grid, options) -> Table`` are listed in ``SOLVERS``, grids in ``grid.GRIDS``. ``sample`` is the
-compiled entry, ``run`` the pure one; ``stack`` puts tables of many solvers into one vmapped call; ``check`` and
-``unroll`` prove things about a table without a network.
+compiled entry, ``run`` the pure one; ``stack`` puts tables of many solvers into one vmapped call, ``join`` those of
+the parts of a state (continuous data, tokens) into one table; ``check`` and ``unroll`` prove things about a table
+without a network.
 """
 
 import importlib
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxdiff.solver import grid, weights
 from jaxdiff.solver.algebra import Check, Dense, check, unroll
+from jaxdiff.solver.categorical import CategoricalBlock
 from jaxdiff.solver.conjugate import conjugate
 from jaxdiff.solver.deis import deis, f_pndm, ipndm, lms, pndm
 from jaxdiff.solver.dpm_solver import dpm_solver, dpm_solver_pp
@@ -30,7 +32,7 @@ from jaxdiff.solver.sampling import sample
 from jaxdiff.solver.sde_dpm import dpm_solver_pp_sde
 from jaxdiff.solver.simulate import euler_maruyama, predictor_corrector
 from jaxdiff.solver.streams import sample_keys
-from jaxdiff.solver.table import AffineBlock, Table, device, stack
+from jaxdiff.solver.table import AffineBlock, Table, device, join, stack
 from jaxdiff.solver.teleport import Moments, data_moments, teleport, teleport_sample
 from jaxdiff.solver.unipc import Step, dc_solver, unipc, usf
 from jaxdiff.solver.velocity_ab import velocity_ab
@@ -77,6 +79,7 @@ __all__ = [
     "Affine",
     "AffineBlock",
     "Box",
+    "CategoricalBlock",
     "Check",
     "Dense",
     "DpmPair",
@@ -143,6 +146,7 @@ __all__ = [
     "hooks",
     "inpaint",
     "ipndm",
+    "join",
     "keep",
     "known",
     "langevin_step",
