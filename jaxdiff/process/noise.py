@@ -1,4 +1,8 @@
-"""Noise laws: what is added to data, and with it the unit-scale law a sampler starts from."""
+"""Noise laws: what is added to data, and with it the unit-scale law a sampler starts from.
+
+A law is one of examples, whole arrays. One key draws one example of the shape given, however many axes that has; keys (B,) draw
+one each, which makes a batch. ``log_prob`` takes a batch: its leading axis counts examples.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,11 @@ from jaxdiff.process.coefficients import leaf
 __all__ = ["LAWS", "Gaussian", "StudentT"]
 
 
+def _several(key: jax.Array) -> bool:
+    """Whether these are typed keys (B,); an old-style key is an array itself."""
+    return jnp.ndim(key) > 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
 def _per_example(z: Any) -> Any:
     return jnp.reshape(z, (z.shape[0], -1))
 
@@ -27,7 +36,9 @@ class Gaussian:
     gaussian = True
 
     def sample(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        """One draw of ``shape`` (one example: no batch axis is implied)."""
+        """One example of ``shape``, or from keys (B,) one each, (B, *shape)."""
+        if _several(key):
+            return jax.vmap(lambda one: self.sample(one, shape, dtype))(key)
         return jax.random.normal(key, shape, dtype)
 
     def log_prob(self, z: jax.Array) -> jax.Array:
@@ -50,7 +61,9 @@ class StudentT:
     gaussian = False
 
     def sample(self, key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        """One draw of ``shape`` (one example)."""
+        """One example of ``shape``, with one chi-square, or from keys (B,) one each, (B, *shape)."""
+        if _several(key):
+            return jax.vmap(lambda one: self.sample(one, shape, dtype))(key)
         normal, gamma = jax.random.split(key)
         half = jnp.asarray(self.df, dtype) / 2
         return jax.random.normal(normal, shape, dtype) / jnp.sqrt(jax.random.gamma(gamma, half, (), dtype) / half)

@@ -37,7 +37,7 @@ class Process:
 
     @property
     def prior(self) -> Any:
-        """The unit-scale law a sampler starts from, with ``sample(key, shape)`` and ``log_prob(x)``."""
+        """The unit-scale law a sampler starts from: ``sample(key, shape)`` is one example, ``log_prob(x)`` is of a batch."""
         return self.noise
 
     def coefficients(self, t: Any) -> Coefficients:

@@ -50,6 +50,14 @@ def test_one_scale_an_example():
     assert correlation.pvalue < 1e-6 and correlation.statistic > 0.1
 
 
+@pytest.mark.parametrize("law", [process.Gaussian(), process.student_t(3)], ids=["gaussian", "student_t"])
+def test_keys_draw_one_example_each(law):
+    keys = jax.random.split(jax.random.key(2), 5)
+    batch = law.sample(keys, (2, 3))
+    np.testing.assert_array_equal(batch, jnp.stack([law.sample(key, (2, 3)) for key in keys]))
+    assert batch.shape == (5, 2, 3) and law.log_prob(batch).shape == (5,)
+
+
 def test_laws_on_a_process():
     p = process.edm(noise=process.student_t(8))
     assert not p.noise.gaussian and p.prior.log_prob(jnp.zeros((2, 3))).shape == (2,)
