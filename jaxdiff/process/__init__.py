@@ -47,6 +47,8 @@ __all__ = [
 def _process(path: Any, noise: Any, t_max: float) -> Process:
     if not 0 < t_max <= 1:
         raise ValueError(f"t_max: {t_max} given; need 0 < t_max <= 1")
+    if isinstance(noise, type) or not (noise is None or hasattr(noise, "sample")):
+        raise ValueError(f"noise: {noise!r} given; need a law, Gaussian() or student_t(df)")
     return Process(path, Gaussian() if noise is None else noise, t_max=float(t_max))
 
 

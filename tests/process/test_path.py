@@ -303,6 +303,8 @@ def test_identity_members():
         (lambda: process.vp(t_max=0.0), "t_max: 0.0"),
         (lambda: process.vp(t_max=1.5), "t_max: 1.5"),
         (lambda: process.student_t(0.0), "df: 0.0"),
+        (lambda: process.edm(noise="student_t"), "noise: 'student_t' given; need a law, Gaussian() or student_t(df)"),
+        (lambda: process.edm(noise=process.StudentT), "StudentT'> given; need a law"),
         (lambda: process.cosine(0.0, float("nan")), "shift: nan"),
         (lambda: process.student_t(float("inf")), "df: inf"),
         (lambda: process.vp(float("nan")), "beta_min, beta_max: nan"),
