@@ -66,8 +66,8 @@ class Gaussian:
     def __init__(self, mean: Any, cov: Any = _UNSET, *, basis: Any = _UNSET, spectrum: Any = _UNSET):
         if cov is not _UNSET:
             mean = np.atleast_1d(np.asarray(mean, np.float64))
-            if mean.ndim != 1:
-                raise ValueError(f"mean: shape {mean.shape} given; need (d,)")
+            if mean.ndim != 1 or not np.all(np.isfinite(mean)):
+                raise ValueError(f"mean: shape {mean.shape} given; need (d,) finite numbers")
             basis, spectrum = eigen(cov, mean.shape[0], "cov")
         elif basis is _UNSET or spectrum is _UNSET:
             raise TypeError("cov: missing; Gaussian needs cov, or both basis and spectrum")

@@ -28,6 +28,8 @@ def _flatten(means: Any, covs: Any) -> tuple[np.ndarray, list]:
     means = means[:, None] if means.ndim == 1 else means
     if means.ndim != 2 or means.shape[0] == 0:
         raise ValueError(f"means: shape {means.shape} given; need (K, d), or (K,) in one dimension")
+    if not np.all(np.isfinite(means)):
+        raise ValueError(f"means: {np.sum(~np.isfinite(means))} of {means.size} numbers given are not finite")
     covs = np.asarray(covs, np.float64)
     covs = np.broadcast_to(covs, means.shape[:1]) if covs.ndim == 0 else covs
     if covs.ndim not in (1, 3) or covs.shape[0] != means.shape[0]:

@@ -270,6 +270,8 @@ def test_exact_denoiser_reads_the_query():
         ),
         (lambda: exact.Gaussian([0.0, 0.0], np.diag([1.0, -0.1])), "cov: smallest eigenvalue -0.1"),
         (lambda: exact.Gaussian(np.eye(2), 1.0), "mean: shape (2, 2)"),
+        (lambda: exact.Gaussian([0.0, np.nan], 1.0), "mean: shape (2,) given; need (d,) finite numbers"),
+        (lambda: exact.GaussianMixture([1, 1], [0.0, np.inf], 1.0), "means: 1 of 2 numbers given are not finite"),
         (lambda: exact.GaussianMixture([1.0, -1.0], [0.0, 1.0], 1.0), "weights:"),
         (lambda: exact.GaussianMixture([1.0], [0.0, 1.0], 1.0), "need (2,) non-negative"),
         (lambda: exact.GaussianMixture([1, 1], [0.0, 1.0], [1.0, 1.0, 1.0]), "covs: shape (3,)"),
