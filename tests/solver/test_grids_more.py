@@ -116,6 +116,7 @@ def test_discrete_spacings_of_multistep_schedulers():
         (lambda: grid.discrete(FLOW, 5, train_steps=99.5), "train_steps: 99.5"),
         (lambda: grid.vp(FLOW, 5, t_min=0.0), "t_min"),
         (lambda: grid.vp(FLOW, 5, beta_d=np.inf), "beta_d: inf"),
+        (lambda: grid.dynamic_shift(FLOW, 5, low=(64, 0.5), high=(64, 1.0)), "low, high: .* tokens"),
         (lambda: grid.shift(FLOW, 5, factor=np.inf), "factor: inf given; need a finite number > 0"),
     ],
 )

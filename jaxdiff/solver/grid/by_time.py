@@ -72,7 +72,12 @@ def dynamic_shift(
     high: tuple[float, float] = (4096, 1.15),
     t_min: float = 0.0,
 ) -> Grid:
-    """:func:`shift` by ``e^mu``, mu linear in the number of image ``tokens`` between ``low`` and ``high`` (tokens, mu)."""
+    """:func:`shift` by ``e^mu``, mu linear in the number of image ``tokens`` between ``low`` and ``high`` (tokens, mu).
+
+    Raises ValueError unless ``low`` has fewer tokens than ``high``.
+    """
+    if not low[0] < high[0]:
+        raise ValueError(f"low, high: {low}, {high} given; dynamic_shift() needs low[0] < high[0] tokens")
     slope = (high[1] - low[1]) / (high[0] - low[0])
     return shift(process, steps, factor=float(np.exp(low[1] + slope * (tokens - low[0]))), t_min=t_min)
 
