@@ -80,7 +80,8 @@ def euler(process: Process, grid: Any, *, clock: str = "time") -> Table:
 
     ``clock="time"``: ``x_s = x_t + (s - t) velocity``, the flow-matching sampler; equal to DDIM on the linear path and
     on edm. ``clock="rho"``: Euler of ``d(x/alpha)/d rho = eps_hat``, rho = sigma/alpha, k-diffusion's euler, equal to
-    DDIM on every path. A step that ends at sigma = 0 is the exact jump to x0_hat in either clock.
+    DDIM on every path. A step that ends at sigma = 0 is the exact jump to x0_hat in either clock. With churn
+    this is ``edm(heun=False)``.
     """
     grid = as_grid(process, grid)
     check_clock(clock, grid, "euler")

@@ -32,7 +32,7 @@ def heun(process: Process, grid: Any, *, clock: str = "time") -> Table:
 
     ``clock``: as in :func:`euler`. Steps that end at sigma = 0, and in the rho clock those that start at alpha = 0,
     are first-order (the slope there is not defined), which keeps the global order. With the stage state ``y1 = y + h f0``
-    the corrected state is ``y1 + (h/2)(f1 - f0)``, so one state register is enough.
+    the corrected state is ``y1 + (h/2)(f1 - f0)``, so one state register is enough. With churn it is :func:`edm`.
     """
     grid = as_grid(process, grid)
     check_clock(clock, grid, "heun")
@@ -157,12 +157,13 @@ def edm(
     """EDM's sampler (2206.00364): Euler or Heun in ``x/alpha`` over ``rho = sigma/alpha``, with churn.
 
     Before step i, noise is raised to ``rho_hat = rho (1 + gamma)``, ``gamma = min(s_churn/N, sqrt(2) - 1)`` if
-    ``s_min <= rho <= s_max``, by adding ``s_noise sqrt(rho_hat^2 - rho^2) z``. N is the number of steps. Noise added before an
-    evaluation is the C of the row before it; before the first, the table's ``start_gain`` and ``start_noise``. On paths with
-    alpha != 1 rho_hat stays within the process's range: a start at its end is not churned. Order 2 (weak order 2 at fixed
-    s_churn); ``s_noise != 1`` leaves a variance floor by design. ``clock="time"``: the slopes are the path's velocities in
-    its time, the paper's general sampler, as in :func:`heun`. A step to sigma = 0 is the exact jump to x0_hat;
-    ``variant="public"`` makes it the published Euler step, which in the clock "time" leaves part of the noise.
+    ``s_min <= rho <= s_max``, by adding ``s_noise sqrt(rho_hat^2 - rho^2) z``. N is the number of steps; ``s_min`` and
+    ``s_max`` are k-diffusion's s_tmin and s_tmax. Noise added before an evaluation is the C of the row before it; before the
+    first, the table's ``start_gain`` and ``start_noise``. On paths with alpha != 1 rho_hat stays within the process's range: a
+    start at its end is not churned. Order 2 (weak order 2 at fixed s_churn); ``s_noise != 1`` leaves a variance floor by
+    design. ``clock="time"``: the slopes are the path's velocities in its time, the paper's general sampler, as in
+    :func:`heun`. A step to sigma = 0 is the exact jump to x0_hat; ``variant="public"`` makes it the published Euler step,
+    which in the clock "time" leaves part of the noise.
     """
     grid = as_grid(process, grid)
     churn = Churn(process, grid, "edm", s_churn, s_min, s_max, s_noise)
