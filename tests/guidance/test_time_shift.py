@@ -98,6 +98,15 @@ def test_an_inflated_state_is_understood_better():
     assert abs(np.var(d(x, t).noise) - right) > 0.1
 
 
+def test_where_the_nominal_level_has_no_signal_the_data_are_the_answer_themselves():
+    d = exact.denoiser(exact.Gaussian(np.zeros(N), V), LINEAR)
+    x, shifted = states(LINEAR, 0.8), guidance.time_shift(d, window=0.3, cutoff=0.0, data_variance=V)
+    query = prediction.Query(0.9, None, 0.0, 1.0)  # an explicit grid may say so before t_max
+    told = shifted.step(shifted.start(x), x, query)[0]
+    assert np.all(shifted.time(x, 0.9) < 0.85)
+    np.testing.assert_allclose(told.data, d(x, shifted.time(x, 0.9)).data, rtol=1e-5, atol=1e-6)
+
+
 def test_refusals():
     d = exact.denoiser(exact.Gaussian([0.0], 1.0), LINEAR)
     for text, call in {

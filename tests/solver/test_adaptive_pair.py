@@ -10,6 +10,7 @@ import pytest
 from jaxdiff import exact, guidance, process
 from jaxdiff.prediction import Prediction
 from jaxdiff.solver import adaptive_pair as dpm
+from jaxdiff.solver import weights
 
 LINEAR, VP, EDM = process.linear(), process.vp(), process.edm()
 SOLVE = jax.jit(dpm.adaptive_dpm)
@@ -148,3 +149,10 @@ class Stateful:
 
     def step(self, state, x, query):
         return Prediction(x, x), state
+
+
+def test_the_first_moment_is_the_host_weight_on_both_sides_of_its_switch():
+    H = np.concatenate([s * np.array([1e-6, 1e-3, 0.05, 0.19, 0.1999, 0.2001, 0.5, 2.0]) for s in (1, -1)])
+    with jax.enable_x64(True):
+        found = np.asarray(dpm._first_moment(jnp.asarray(H)))
+    np.testing.assert_allclose(found, [weights.moments(h, 2)[1] for h in H], rtol=1e-13)

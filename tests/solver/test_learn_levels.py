@@ -98,6 +98,18 @@ def test_paths_and_sweeps_against_all_grids_of_a_ladder():
         assert np.array_equal(levels._sweep(costs, at), at)
 
 
+def test_a_sweep_tries_every_rung_between_the_neighbours():
+    costs = np.triu(np.random.default_rng(0).uniform(size=(9, 9)), 1)
+    at = [0, 2, 5, 8]
+    for best in range(
+        1, 5
+    ):  # the first point's best rung, from the one after its left neighbour to the one before its right
+        steered = costs.copy()
+        steered[0, best] -= 5
+        second = min(range(best + 1, 8), key=lambda j, c=steered, i=best: c[i, j] + c[j, 8])
+        assert levels._sweep(steered, np.array(at)).tolist() == [0, best, second, 8]
+
+
 @pytest.mark.parametrize("name", ["linear", "vp"])
 def test_early_stopped_grids_beat_uniform_log_snr_on_bound_and_endpoint(name):
     # measured, DPM-Solver++ 2M in 10 steps, held out: linear .0919 -> .0632 (one sweep), .0326 (judged);
