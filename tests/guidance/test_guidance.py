@@ -164,6 +164,12 @@ def test_interval_is_the_conditional_outside(by, lo, hi):
     close(per_sample.data[1], inside(X, 0.5).data[1])
 
 
+def test_interval_holds_its_upper_end_and_not_its_lower():
+    inside, outside = guidance.cfg(UNEQUAL, 4, cond=LABELS, null=NULL), UNEQUAL.condition(LABELS)
+    d = guidance.interval(inside, 0.25, 0.5, by="time")
+    assert same(d(X, 0.25), outside(X, 0.25)) and same(d(X, 0.5), inside(X, 0.5))
+
+
 def test_autoguidance_identities():
     main, weak = UNEQUAL.condition(LABELS), EQUAL.condition(LABELS)
     assert same(guidance.autoguidance(main, main, 2.7)(X, 0.3), main(X, 0.3))
