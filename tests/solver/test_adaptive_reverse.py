@@ -56,6 +56,21 @@ def test_strong_error_falls_with_tolerance_on_the_same_path():
     assert 0 < abs(alone.x[0, 0] - fine[7, 0]) < 5 * errors[3] and rms(runs[1e-2].x) == errors[3]
 
 
+@pytest.mark.parametrize(("path", "method"), [(LINEAR, "spark"), (VP, "shark")], ids=["linear", "vp"])
+def test_evaluations_are_counted(path, method):
+    """The jump at the end, and on a path from alpha = 0 the one at the start, included."""
+    calls, plain = [], exact.denoiser(GAUSSIAN, path)
+
+    def counted(x, t, r=None):
+        jax.debug.callback(lambda _: calls.append(1), x)
+        return plain(x, t)
+
+    out = adaptive_sde(path, counted, jnp.ones((1, 2)), jax.random.key(0), rtol=0.3, atol=0.3, method=method)
+    jax.block_until_ready(out)
+    jax.effects_barrier()
+    assert len(calls) == int(out.nfe[0]) > 5
+
+
 def test_without_noise_it_is_the_probability_flow():
     d = exact.denoiser(UNIMODAL, LINEAR)
     x = jnp.linspace(-1.5, 1.5, 5)[:, None]
