@@ -134,6 +134,12 @@ BAD = {
     "one point": (lambda: solver.ddim(LINEAR, [0.9]), "times: shape (1,) given"),
     "a number": (lambda: solver.ddim(LINEAR, 20), "times: shape () given"),
     "a name": (lambda: solver.ddim(LINEAR, "uniform"), "grid: 'uniform' given"),
+    "process's name": (
+        lambda: grid.uniform("linear", 4),
+        "process: 'linear' given; need a Process, such as process.linear()",
+    ),
+    "process's maker": (lambda: grid.logsnr(process.vp, 4), "process: <function vp"),
+    "maker's process": (lambda: solver.ddim("linear", [0.9, 0.1]), "process: 'linear' given"),
     "starts clean": (lambda: grid.explicit([1.0, 1.0], [0.0, 0.0], time=[0.1, 0.0]), "grid: starts at sigma = 0"),
     "shapes differ": (
         lambda: grid.explicit([0.5, 1.0], [1.0, 0.5, 0.0], time=[1, 0]),

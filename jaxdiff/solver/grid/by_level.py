@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxdiff.process.process import Process
-from jaxdiff.solver.grid.point import Grid, at_times, check_positive, down_to_data, whole_steps
+from jaxdiff.solver.grid.point import Grid, at_times, check_positive, check_process, down_to_data, whole_steps
 
 __all__ = ["AYS", "arctan", "ays", "edm_rho", "exponential", "logsnr", "polyexponential", "vp"]
 
@@ -15,6 +15,7 @@ __all__ = ["AYS", "arctan", "ays", "edm_rho", "exponential", "logsnr", "polyexpo
 def _by_level(process: Process, steps: int, low: float | None, high: float | None, spacing: Callable) -> Grid:
     """Half log-SNRs ``spacing(noisy, clean, u)``, u linear from 0 to 1, then data. ``low``, ``high``: where they start and end;
     None is the path's interior, the first point then being moved to t_max."""
+    check_process(process)
     steps = whole_steps(steps)
     t_low, t_high = (float(v) for v in process.path.interior())
     noisy = float(process.half_log_snr(min(t_high, process.t_max))) if low is None else low
@@ -43,6 +44,7 @@ def _by_level(process: Process, steps: int, low: float | None, high: float | Non
 def _on_curve(process: Process, steps: int, level: Callable, inverse: Callable, start: float, end: float) -> Grid:
     """Half log-SNRs ``level(u)``, u linear from ``start`` to ``end``, both kept within the process's range, then data; the
     first point is moved to t_max."""
+    check_process(process)
     steps = whole_steps(steps)
     append = _appends(process)
     top, bottom = (float(process.half_log_snr(np.float64(t))) for t in (process.t_max, 0.0))

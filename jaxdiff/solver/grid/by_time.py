@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxdiff.process.process import Process
-from jaxdiff.solver.grid.point import Grid, at_times, check_positive, down_to_data, whole_steps
+from jaxdiff.solver.grid.point import Grid, at_times, check_positive, check_process, down_to_data, whole_steps
 
 __all__ = ["beta", "cosine", "cosmap", "discrete", "dynamic_shift", "power", "quadratic", "shift", "uniform"]
 
 
 def _warp(process: Process, steps: int, t_min: float, map_unit: Callable) -> Grid:
     """Grid at ``t_min + (t_max - t_min) f(u)``, u from 1 to 0; a clean point is appended where the path needs one."""
+    check_process(process)
     steps = whole_steps(steps)
     if not 0 <= t_min < process.t_max:
         raise ValueError(f"t_min: {t_min} given; need 0 <= t_min < t_max = {process.t_max}")
@@ -115,6 +116,7 @@ def discrete(
     ``train_steps``: T; the process's own for ddpm, else 1000. With t_max < 1 the chain is the part of it up to t_max. Raises
     ValueError for other names, more steps than the chain has and an offset that leaves it.
     """
+    check_process(process)
     steps = whole_steps(steps)
     if spacing not in ("leading", "linspace", "trailing"):
         raise ValueError(f"spacing: {spacing!r} given; allowed: leading, linspace, trailing")

@@ -16,6 +16,7 @@ __all__ = [
     "as_grid",
     "at_times",
     "check_positive",
+    "check_process",
     "explicit",
     "from_times",
     "down_to_data",
@@ -58,6 +59,12 @@ class Grid:
     def __getitem__(self, i: int) -> Point:
         """Point i, 0..N."""
         return Point(float(self.time[i]), float(self.alpha[i]), float(self.sigma[i]))
+
+
+def check_process(process: Any) -> None:
+    """Refuse a process's name, and the function that makes it, in its place."""
+    if not hasattr(process, "coefficients"):
+        raise ValueError(f"process: {process!r} given; need a Process, such as process.linear()")
 
 
 def whole_steps(steps: Any) -> int:
@@ -154,6 +161,7 @@ def explicit(alpha: Any, sigma: Any, time: Any = None, process: Process | None =
 def as_grid(process: Process, grid: Any) -> Grid:
     """``grid`` itself, or the grid at an array of times; explicit arrays whose points lie on the path at their times count
     as the process's own grid. Raises ValueError for a grid of another process."""
+    check_process(process)
     if not isinstance(grid, Grid):
         return from_times(process, grid)
     lies = _lies_on(process, grid)
