@@ -17,8 +17,8 @@ hence ``u = (a_s - (1 - c) a_t)/(1 - a_t)``, which is the reverse chain's own st
 ``P(reveal) = sum_h B[k, h]``,  ``P(token = v | reveal)`` proportional to ``max(w_v, 0)``.
 
 It is drawn in these two stages, so that nothing rare is left to float32 Gumbel noise: one draw from ``[w, 1 - u]`` gives rare
-tokens half their share at u = 1e-5 and none at 1e-7 (extra-2). Where to reveal takes 32 random bits a position; the token is
-drawn with Gumbel noise in its accurate mode.
+tokens half their share at u = 1e-5 and none at 1e-7 (extra-2). Both read 32 uniform bits: a word for each position says where,
+a word for each token says what, by a race of exponential times (:func:`pick`): the Gumbel draw without its logarithms.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ import numpy as np
 from jaxdiff.process.coefficients import expand
 from jaxdiff.solver.padding import pad_rows, pad_states, widen
 
-__all__ = ["CategoricalBlock", "TokenNoise", "happens"]
+__all__ = ["CategoricalBlock", "TokenNoise", "happens", "pick"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenNoise:
-    """The fresh noise of one row: ``place`` (B, ...) uint32, uniform bits that decide where something changes; ``token``
-    (B, ..., V), standard Gumbel numbers that decide what is revealed."""
+    """The fresh noise of one row, uniform bits (uint32): ``place`` (B, ...) decides where something changes, ``token``
+    (B, ..., V) what is revealed."""
 
     place: Any
     token: Any
@@ -111,9 +111,7 @@ class CategoricalBlock:
     def noise(self, keys: jax.Array, leaf: Any) -> TokenNoise:
         """The fresh noise of a row for ``leaf`` (B, ...), one stream a sample."""
         place, token = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        shape = (*leaf.shape[1:], self.mask_id)
-        gumbel = lambda key: jax.random.gumbel(key, shape, jnp.float32, mode="high")
-        return TokenNoise(_bits(place, leaf.shape[1:]), jax.vmap(gumbel)(token))
+        return TokenNoise(_bits(place, leaf.shape[1:]), _bits(token, (*leaf.shape[1:], self.mask_id)))
 
     def record(self, predicted: Any, part: Any) -> Any:
         """``mu = exp(log_probs)`` in float32 for every leaf of the block's part of the state."""
@@ -141,7 +139,7 @@ class CategoricalBlock:
             reveal = sum(expand(self.B[h], _like(y)) for h in range(R))
             # the weights' common factor tells no token from another, so a lone record is its own law
             weights = mu[0] if R == 1 else sum(expand(self.B[h], m) * m for h, m in enumerate(mu))
-            token = jnp.argmax(jnp.log(jnp.maximum(weights, 0)) + noise.token, -1).astype(y.dtype)
+            token = pick(noise.token, weights).astype(y.dtype)
             masked = y == self.mask_id
             hide = 0.0 if self.remask is None else expand(self.remask, _like(y))
             changes = happens(noise.place, jnp.where(masked, reveal, hide))
@@ -174,6 +172,19 @@ def happens(bits: Any, probability: Any) -> Any:
     """Whether an event of ``probability`` happens, by 32 uniform ``bits`` (uint32): exact at 0 and 1, else to 2^-32."""
     share = jnp.clip(probability, 0, 1 - 2.0**-24) * 2.0**32
     return (bits < share.astype(jnp.uint32)) | (probability >= 1)
+
+
+def pick(bits: Any, weights: Any) -> Any:
+    """An index of the last axis with probability proportional to ``max(weights, 0)``, by 32 uniform ``bits`` (uint32) an entry.
+
+    The smallest of ``E_v / w_v`` with ``E = -log(1 - U)``, ``U = (bits + 1/2)/2^32``: independent exponential times at rates
+    w_v. Float32 is finest at small U, where races are won: shares down to 1e-9 of the total are drawn without bias. A weight
+    of 0 never wins.
+    """
+    u = jnp.minimum(
+        (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32), 1 - 2.0**-24
+    )  # 1 would take forever, as 0 does
+    return jnp.argmin(-jnp.log1p(-u) / jnp.maximum(weights, 0), -1)
 
 
 def _bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

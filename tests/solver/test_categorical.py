@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from jaxdiff import discrete, exact, process, solver
 from jaxdiff.prediction import DiscretePrediction, Prediction
 from jaxdiff.solver import grid
-from jaxdiff.solver.categorical import happens
+from jaxdiff.solver.categorical import happens, pick
 
 KEY = jax.random.key(7)
 MASKED = discrete.masked(3)
@@ -102,6 +102,25 @@ def test_bits_decide_exactly():
     p = np.array([0.0, 1e-7, 0.5, 1 - 2.0**-24, 1.0], np.float32)
     got = np.asarray(happens(jnp.asarray(bits), jnp.asarray(p)[:, None]))
     np.testing.assert_array_equal(got, bits < np.floor(p.astype(np.float64) * 2.0**32)[:, None])
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-6, 1e-9])
+def test_races_are_fair_down_to_rare_tokens(share):
+    """The share of winning bits of a token of weight ``share`` against one of 1: midpoints of both words, all that matter."""
+    span = min(40 * share, 1.0)  # beyond, a win is less likely than e^-40
+    first = ((np.arange(256) + 0.5) / 256 * span * 2.0**32).astype(np.uint32)
+    if span * 2.0**32 < 256:
+        first = np.arange(int(span * 2.0**32), dtype=np.uint32)
+    second = ((np.arange(4096) + 0.5) / 4096 * 2.0**32).astype(np.uint32)
+    bits = jnp.stack(jnp.broadcast_arrays(first[:, None], second[None]), -1)
+    wins = np.mean(np.asarray(pick(bits, jnp.array([share, 1.0]))) == 0) * span
+    np.testing.assert_allclose(wins, share / (1 + share), rtol=0.03)
+
+
+def test_what_has_no_weight_never_wins():
+    for word in (0, 1, 2**31, 2**32 - 1):
+        bits = jnp.array([word, 2**32 - 1, word], jnp.uint32)
+        assert pick(bits, jnp.array([0.0, 1.0, -0.5])) == 1 == pick(bits, jnp.array([0.0, 1e-30, 0.0]))
 
 
 RARE = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.03, 0.015, 0.005])
