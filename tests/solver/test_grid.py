@@ -133,7 +133,7 @@ BAD = {
     "nan": (lambda: solver.ddim(LINEAR, [0.9, np.nan, 0.1]), "grid: time, alpha and sigma must be finite"),
     "one point": (lambda: solver.ddim(LINEAR, [0.9]), "times: shape (1,) given"),
     "a number": (lambda: solver.ddim(LINEAR, 20), "times: shape () given"),
-    "a name": (lambda: solver.ddim(LINEAR, "uniform"), "grid: 'uniform' given"),
+    "a name": (lambda: solver.ddim(LINEAR, "unifrom"), "grid: 'unifrom' given; need a Grid, as grid.uniform("),
     "process's name": (
         lambda: grid.uniform("linear", 4),
         "process: 'linear' given; need a Process, such as process.linear()",

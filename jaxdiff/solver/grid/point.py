@@ -121,7 +121,7 @@ def down_to_data(process: Process, times: np.ndarray) -> Grid:
 def from_times(process: Process, times: Any) -> Grid:
     """The grid at given decreasing times (N+1,) in [0, t_max]; nothing is appended. Raises ValueError for other times."""
     if isinstance(times, str):
-        raise ValueError(f"grid: {times!r} given; need a Grid, as grid.{times}(process, steps), or decreasing times")
+        raise ValueError(f"grid: {times!r} given; need a Grid, as grid.uniform(process, steps), or decreasing times")
     times = np.array(times, np.float64)
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"times: shape {times.shape} given; need (N+1,) with N >= 1")
