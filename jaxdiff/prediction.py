@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.process.coefficients import Coefficients, expand, leaf
-from jaxdiff.process.process import Process
+from jaxdiff.process.process import Process, check_process
 
 __all__ = [
     "CLOCKS",
@@ -321,6 +321,7 @@ def denoiser(
     """
     from jaxdiff.network.apply import as_apply
 
+    check_process(process)
     check_target(target, process)
     clock = clock or ("log_sigma" if target == "edm" else "time")
     if clock not in CLOCKS:

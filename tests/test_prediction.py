@@ -203,6 +203,7 @@ def identity(params, x_in, c_noise, cond):
     "build,words",
     [
         (lambda: pred.denoiser(process.vp(), identity, target="velocty"), "did you mean 'velocity'?"),
+        (lambda: pred.denoiser("vp", identity, target="data"), "process: 'vp' given; need a Process"),
         (lambda: pred.denoiser(process.vp(), identity, target=None), "target: None is unknown; allowed: data,"),
         (lambda: pred.denoiser(process.vp(), identity, target="data", clock="sigma"), "clock: 'sigma' is unknown"),
         (lambda: pred.denoiser(process.vp(), identity, target="edm", sigma_data=0.0), "sigma_data: 0.0"),

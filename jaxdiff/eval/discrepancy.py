@@ -40,6 +40,10 @@ def kid(x: Any, y: Any, *, subsets: int = 50, subset_size: int | None = None, se
     """
     x, y = flat(np.asarray(x)), flat(np.asarray(y))
     smaller = min(len(x), len(y))
+    if subset_size is None and smaller < 4:
+        raise ValueError(
+            f"x, y: sets of {len(x)} and {len(y)}; kid() needs at least 4 points a side, or a subset_size"
+        )
     size = min(1000, smaller // 2) if subset_size is None else subset_size
     if not 2 <= size <= smaller:
         raise ValueError(f"subset_size: {size} of sets of {len(x)} and {len(y)}; allowed 2..{smaller}")

@@ -11,7 +11,7 @@ from jaxdiff.process.coefficients import Coefficients, expand
 from jaxdiff.process.geometry import Absent, Euclidean, Identity
 from jaxdiff.process.noise import Gaussian
 
-__all__ = ["Process"]
+__all__ = ["Process", "check_process"]
 
 
 @jax.tree_util.register_dataclass
@@ -69,3 +69,9 @@ class Process:
         """``dx_t/dt = alpha' x0 + sigma' n``; infinite at t=0 where sigma' is."""
         c = self.coefficients(t)
         return (expand(c.da, x0) * x0 + expand(c.ds, x0) * n) / expand(c.pace, x0)
+
+
+def check_process(process: Any) -> None:
+    """Refuse a process's name, and the function that makes it, in its place: ValueError."""
+    if not hasattr(process, "coefficients"):
+        raise ValueError(f"process: {process!r} given; need a Process, such as process.linear()")

@@ -280,6 +280,8 @@ def count_flops(
 
 def check_game(game: Mapping[str, Player]) -> None:
     """Refuse an empty game, entries that are not players, and periods below 1."""
+    if not isinstance(game, Mapping):
+        raise ValueError(f'game: {type(game).__name__} given; need a dict of players, such as {{"net": Player(...)}}')
     if not game:
         raise ValueError("game: at least one player is needed, got none")
     for name, player in game.items():
@@ -287,6 +289,8 @@ def check_game(game: Mapping[str, Player]) -> None:
             raise ValueError(f"game[{name!r}] must be a Player, got {type(player).__name__}")
         if isinstance(player.period, bool) or not isinstance(player.period, int) or player.period < 1:
             raise ValueError(f"game[{name!r}].period={player.period!r}: allowed are integers >= 1")
+        if not isinstance(player.ema, tuple) or not all(isinstance(a, ema_lib.Average) for a in player.ema):
+            raise ValueError(f"game[{name!r}].ema={player.ema!r}: need what train.averages(...) gives")
 
 
 def make_step(

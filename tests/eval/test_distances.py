@@ -228,6 +228,7 @@ def test_agreement_counts_the_largest_logit():
             "negative eigenvalue",
         ),
         (lambda: ev.frechet_from_moments(*[ev.Moments(np.zeros(2), np.triu(np.ones((2, 2))))] * 2), "not symmetric"),
+        (lambda: ev.kid(np.ones((9, 2)), np.ones((1, 2))), "x, y: sets of 9 and 1; kid.. needs at least 4"),
         (lambda: ev.kid(np.ones((9, 2)), np.ones((5, 2)), subset_size=6), r"subset_size: 6 .* allowed 2\.\.5"),
         (lambda: ev.kid(np.ones((9, 2)), np.ones((5, 2)), subsets=0), "subsets: 0"),
         (lambda: ev.memorisation(np.ones((3, 2)), np.ones((3, 2)), np.ones((3, 2))), "no scale to judge by"),

@@ -272,6 +272,10 @@ def test_bad_input_is_refused_before_compiling():
         make_step({"net": player(period=0)}, mesh)
     with pytest.raises(ValueError, match="at least one player"):
         make_step({}, mesh)
+    with pytest.raises(ValueError, match="game: list given; need a dict of players"):
+        make_step([player()], mesh)
+    with pytest.raises(ValueError, match=r"game\['net'\].ema=.*averages"):
+        make_step({"net": player(ema=0.999)}, mesh)
     split = state_shardings(state, make_mesh(data=4, fsdp=2), (), 256)
     with pytest.raises(ValueError, match="use 'jit'"):
         make_step(GAME, mesh, split, parallel="shard_map")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxdiff.process.process import Process
-from jaxdiff.solver.grid.point import Grid, at_times, check_positive, check_process, down_to_data, whole_steps
+from jaxdiff.process.process import Process, check_process
+from jaxdiff.solver.grid.point import Grid, at_times, check_positive, down_to_data, whole_steps
 
 __all__ = ["beta", "cosine", "cosmap", "discrete", "dynamic_shift", "power", "quadratic", "shift", "uniform"]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdiff.process.process import Process
+from jaxdiff.process.process import Process, check_process
 
 __all__ = [
     "Grid",
@@ -16,7 +16,6 @@ __all__ = [
     "as_grid",
     "at_times",
     "check_positive",
-    "check_process",
     "explicit",
     "from_times",
     "down_to_data",
@@ -59,12 +58,6 @@ class Grid:
     def __getitem__(self, i: int) -> Point:
         """Point i, 0..N."""
         return Point(float(self.time[i]), float(self.alpha[i]), float(self.sigma[i]))
-
-
-def check_process(process: Any) -> None:
-    """Refuse a process's name, and the function that makes it, in its place."""
-    if not hasattr(process, "coefficients"):
-        raise ValueError(f"process: {process!r} given; need a Process, such as process.linear()")
 
 
 def whole_steps(steps: Any) -> int:
