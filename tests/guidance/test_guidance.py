@@ -322,6 +322,7 @@ def test_branches_do_not_move_a_sharded_batch():
         (lambda: guidance.cfg_rescale(EQUAL, 1, space="noise", cond=0, null=1), "t_max"),
         (lambda: guidance.cfg_rescale(EQUAL, 1, phi=2, cond=0, null=1), "phi: 2 given"),
         (lambda: guidance.linear_mix([EQUAL], [0.5]), "must sum to one"),
+        (lambda: guidance.linear_mix([EQUAL, EQUAL], [0.5, 0.501]), "must sum to one"),
         (lambda: guidance.linear_mix([EQUAL, EQUAL], [0.5]), "1 given for 2 parts"),
         (lambda: guidance.linear_mix([EQUAL, EQUAL], [0.5, lambda q: 0.5]), r"weights\[0\]: given"),
         (lambda: guidance.compose(EQUAL, [0], [1, 2], null=1), "2 given for 1 conditions"),
