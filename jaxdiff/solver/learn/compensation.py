@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.process.process import Process
+from jaxdiff.solver.algebra import plain_block
 from jaxdiff.solver.build import first_order
 from jaxdiff.solver.executor import run
 from jaxdiff.solver.exponential import Node, frame
@@ -49,13 +50,14 @@ def compensated(
     if first >= count:
         raise ValueError(f"grid: {count} steps given; no step of dc_solver() has three predictions on it")
     corrected = [bool(flag) for flag in np.broadcast_to(corrector, count)]
+    data = plain_block(base).q == 0  # the rows that keep x0_hat: in noise form those that float32 asks it of
 
     def build(parameters: dict) -> Table:
         free = parameters["compensation"]
         if isinstance(free, np.ndarray):
             return dc_solver(process, grid, compensation=np.concatenate([np.ones(first), free]), **options)
         ratios = [1.0] * first + [free[i] for i in range(count - first)]
-        states = _states(grid, ratios, order, variant, corrected, prediction, lower_order_final)
+        states = _states(grid, ratios, order, variant, corrected, prediction, lower_order_final, data)
         A = states[1:, 0] / states[:-1, 0]
         own = states[1:] - A[:, None] * states[:-1]  # what row k adds, on the records d_0..d_{K-1}
         ages = np.arange(count)[:, None] - np.arange(count)[None]
@@ -66,9 +68,10 @@ def compensated(
 
 
 def _states(
-    grid: Grid, ratios: Sequence, order: int, variant: str, corrected: Sequence, form: str, tail: str
+    grid: Grid, ratios: Sequence, order: int, variant: str, corrected: Sequence, form: str, tail: str, data: Sequence
 ) -> jax.Array:
-    """The states (K+1, 1+K) of :func:`jaxdiff.solver.unipc` as vectors over the start and the records.
+    """The states (K+1, 1+K) of :func:`jaxdiff.solver.unipc` as vectors over the start and the records: of x0_hat in rows
+    with ``data``, otherwise in ``form``.
 
     The same steps as the maker's, on vectors that may be traced; a test holds the two together.
     """
@@ -84,6 +87,8 @@ def _states(
             A, B = first_order(at, to)
             states.append(A[0] * base + B[0] * value)
             continue
+        if data[i] and form == "noise":
+            value = (base - at.alpha * value) / at.sigma
         if before is not None and corrected[i - 1]:
             start, state, used = before
             gains = step_weights(start, at, history[:used], form, variant, at)
