@@ -33,45 +33,55 @@ def rounding(table: Table) -> float:
     Each of these counts 2^-24 of its size: the terms of a row's sum, the sum, and eps_hat; x0_hat, of size 1, counts one
     rounding, 0.4 of that in RMS. Needs a table of one state; fresh noise counts as none.
     """
+    return _rounding(table)[0]
+
+
+def _rounding(table: Table) -> tuple[float, float]:
+    """:func:`rounding`, and the part of it that the states alone leave, whatever the rows keep."""
     block = plain_block(table)
     alpha, sigma = block.alpha[:-1], block.sigma[:-1]
     slope = ((block.p * alpha + block.q * sigma) / (alpha**2 + sigma**2)).tolist()
     member = np.hypot(0.4 * block.p, block.q).tolist()
     A, B = block.A[:, 0].tolist(), block.B.tolist()
-    rows, y, records, local = len(A), math.hypot(alpha[0], sigma[0]), [], []
+    rows, y, records, states, local = len(A), math.hypot(alpha[0], sigma[0]), [], [], []
     for k in range(rows):
         records.append(slope[k] * y)
         terms = [A[k] * y, *(b * d for b, d in zip(B[k], reversed(records)))]
         y = sum(terms)
+        states.append(y)
         local.append(math.hypot(*terms, y))
-    reach, onward, total = [0.0] * rows, 1.0, 0.0  # of row k's record and of its next state, on the end
+    reach, onward, total, own = [0.0] * rows, 1.0, 0.0, 0.0  # of row k's record and of its next state, on the end
     for k in reversed(range(rows)):
         for h, b in enumerate(B[k][: k + 1]):
             reach[k - h] += b * onward
         total += (onward * local[k]) ** 2 + (reach[k] * member[k]) ** 2
+        own += (onward * states[k]) ** 2
         onward = A[k] * onward + slope[k] * reach[k]
-    return ULP * math.sqrt(total) / max(abs(y), math.hypot(block.alpha[-1], block.sigma[-1]))
+    size = max(abs(y), math.hypot(block.alpha[-1], block.sigma[-1]))
+    return ULP * math.sqrt(total) / size, ULP * math.sqrt(own) / size
 
 
 def steady(process: Process, table: Table) -> Table:
     """The same solver with less rounding: its first n rows of more noise than signal keep x0_hat for what they kept.
 
-    Tables whose :func:`rounding` is below ``LIMIT`` are returned as they are, as are tables that carry earlier states. Rows
-    that look back over such rows recover their states from later records, so each may widen the table by one; the smallest n
-    is taken that brings the rounding below the limit, or, where the weights on x0_hat are themselves so large that none does,
-    near the least. Never one that is much less exact on delta data in float64 (:func:`check`). A free pair's noise is not asked
-    for by rows that keep x0_hat.
+    Tables whose :func:`rounding` is below ``LIMIT``, or is mostly that of the states themselves, are returned as they are, as
+    are tables that carry earlier states. Rows that look back over such rows recover their states from later records, so each
+    may widen the table by one; the smallest n is taken that brings the rounding below the limit (beyond 8 in strides of an
+    eighth), or, where the weights on x0_hat are themselves so large that none does, one near the least. Never one that is much
+    less exact on delta data in float64 (:func:`check`). A free pair's noise is not asked for by rows that keep x0_hat.
     """
     if np.shape(table.blocks.A)[1] > 1 or table.blocks.q is None:
         return table
-    plain = rounding(table)
-    rows = _noisy(table) if plain > LIMIT else []
+    plain, own = _rounding(table)
+    # fine grids add up what the states themselves are rounded by
+    rows = _noisy(table) if plain > max(LIMIT, 2 * own) else []
     if not rows:
         return table
     inexact = max(check(table))
     allowed = max(1.5 * inexact, min(16 * inexact, 1e-9), 1e-11)
-    tried = [(plain, table)]
-    for n in range(1, len(rows) + 1):
+    tried, n = [(plain, table)], 0
+    while n < len(rows):
+        n = min(n + 1 + n // 8, len(rows))
         kept = _keep_data(process, table, frozenset(rows[:n]))
         if max(check(kept)) > allowed:
             continue

@@ -105,6 +105,14 @@ def test_rows_behind_fresh_noise_are_left_alone():
     assert 0 not in rounding._noisy(dataclasses.replace(table, blocks=block))
 
 
+@pytest.mark.parametrize("make", [solver.heun, solver.rk4])
+def test_fine_grids_are_left_as_they_are(make, monkeypatch):
+    """What a thousand states are rounded by is not removed by keeping other records, nor is it tried."""
+    monkeypatch.setattr(rounding, "_keep_data", lambda *_: pytest.fail("rewritten"))
+    p = PROCESSES["linear"]
+    assert rounding.rounding(make(p, grid.uniform(p, 1000))) > rounding.LIMIT
+
+
 def test_rounding_of_one_step_is_the_closed_form():
     """x_s = x0_hat from the step's two terms: sizes 1 and A, all of them rounded once."""
     p = PROCESSES["linear"]
