@@ -62,9 +62,17 @@ def vp(beta_min: Any = 0.1, beta_max: Any = 20.0, *, noise: Any = None, t_max: f
     return _process(preserving.make_vp(beta_min, beta_max), noise, t_max)
 
 
-def ddpm(steps: int = 1000, schedule: Any = "linear", *, noise: Any = None, t_max: float = 1.0) -> Process:
-    """The discrete chain of DDPM on times ``i/steps`` (2006.11239 [131]); ``schedule`` a name or betas (T,)."""
-    return _process(preserving.make_ddpm(steps, schedule), noise, t_max)
+def ddpm(
+    steps: int = 1000,
+    schedule: Any = "linear",
+    *,
+    zero_terminal_snr: bool = False,
+    noise: Any = None,
+    t_max: float = 1.0,
+) -> Process:
+    """The discrete chain of DDPM on times ``i/steps`` (2006.11239 [131]); ``schedule`` a name ("linear", "scaled_linear",
+    "cosine") or betas (T,), the last of which may be 1; ``zero_terminal_snr`` rescales alpha to end at 0 (2305.08891)."""
+    return _process(preserving.make_ddpm(steps, schedule, zero_terminal_snr), noise, t_max)
 
 
 def cosine(offset: Any = 0.0, shift: Any = 0.0, *, noise: Any = None, t_max: float = 1.0) -> Process:

@@ -87,10 +87,12 @@ class DDPM:
     """Discrete variance-preserving chain of T steps (2006.11239 [131]); library time ``t_i = i/T``.
 
     ``n`` holds ``-log alpha_i`` for i = 0..T (index 0 is data, n=0). Between indices n is linear in t,
-    which is the continuous process with beta constant inside a step; at the indices it is exact.
+    which is the continuous process with beta constant inside a step; at the indices it is exact. With ``zero_terminal``
+    the last n is inf (alpha_T = 0), and in the last step alpha itself is linear in t.
     """
 
     n: Any
+    zero_terminal: bool = dataclasses.field(default=False, metadata={"static": True})
     name = "ddpm"
     clean = True
     appends_clean = False
@@ -105,8 +107,19 @@ class DDPM:
         xp, t, n = resolve(t, self.n)
         position = t * self.steps
         index = xp.clip(xp.floor(position), 0, self.steps - 1).astype(np.int32)
-        rise = n[index + 1] - n[index]
-        return _preserving(xp, n[index] + (position - index.astype(position.dtype)) * rise, rise * self.steps)
+        low, high = n[index], n[index + 1]
+        if not self.zero_terminal:
+            rise = high - low
+            return _preserving(xp, low + (position - index.astype(position.dtype)) * rise, rise * self.steps)
+        last = index == self.steps - 1
+        rise = xp.where(last, 0, xp.where(last, low, high) - low)
+        inside = _preserving(xp, low + (position - index.astype(position.dtype)) * rise, rise * self.steps)
+        left = (1 - t) * self.steps  # of the last step
+        top = xp.exp(-low)
+        alpha = top * left
+        sigma = xp.sqrt(xp.where(last, -xp.expm1(-2 * low) + top * top * (1 - left * left), 1))
+        ending = Coefficients(alpha, sigma, -sigma * top * self.steps, alpha * top * self.steps, sigma)
+        return jax.tree.map(lambda a, b: xp.where(last, a, b), ending, inside)
 
     def half_log_snr(self, t: Any) -> Any:
         """``log(alpha / sigma)``."""
@@ -115,15 +128,20 @@ class DDPM:
     def time(self, lam: Any) -> Any:
         """Inverse of :meth:`half_log_snr` by exact interpolation of ``n``."""
         xp, lam, n = resolve(lam, self.n)
-        return xp.interp(0.5 * _softplus(xp, -2 * lam), n, xp.linspace(0, 1, self.steps + 1))
+        index, at = xp.linspace(0, 1, self.steps + 1), 0.5 * _softplus(xp, -2 * lam)
+        if not self.zero_terminal:
+            return xp.interp(at, n, index)
+        top = n[-2]
+        ending = 1 - xp.exp(-xp.maximum(at - top, 0)) / self.steps
+        return xp.where(at > top, ending, xp.interp(at, n[:-1], index[:-1]))
 
     def network_time(self, t: Any) -> Any:
         """The zero-based index ``T t - 1`` that published networks were trained on."""
         return t * self.steps - 1
 
     def interior(self) -> tuple[Any, Any]:
-        """Times between which log-SNR grids place their interior points: the first and last index."""
-        return 1.0 / self.steps, 1.0
+        """Times between which log-SNR grids place their interior points: the first and the last index with a finite one."""
+        return 1.0 / self.steps, (self.steps - 1.0) / self.steps if self.zero_terminal else 1.0
 
 
 @jax.tree_util.register_dataclass
@@ -206,11 +224,13 @@ def _cosine_betas(steps: int) -> np.ndarray:
 DDPM_SCHEDULES = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "cosine": _cosine_betas}
 
 
-def make_ddpm(steps: int = 1000, schedule: Any = "linear") -> DDPM:
+def make_ddpm(steps: int = 1000, schedule: Any = "linear", zero_terminal_snr: bool = False) -> DDPM:
     """Build from a named beta schedule or an array of betas; see :class:`DDPM`.
 
     ``schedule``: "linear" (1e-4..0.02, 2006.11239), "scaled_linear" (latent diffusion), "cosine" (iDDPM,
-    betas clipped at 0.999), or betas of shape (T,) in (0, 1), whose number then counts in place of ``steps``.
+    betas clipped at 0.999), or betas of shape (T,) in (0, 1), whose number then counts in place of ``steps``; the last
+    may be 1, which ends the chain in pure noise. ``zero_terminal_snr``: alpha is moved and scaled so that it does,
+    ``alpha_i <- (alpha_i - alpha_T) alpha_1/(alpha_1 - alpha_T)`` (2305.08891).
     """
     if isinstance(schedule, str):
         if schedule not in DDPM_SCHEDULES:
@@ -218,9 +238,26 @@ def make_ddpm(steps: int = 1000, schedule: Any = "linear") -> DDPM:
         if isinstance(steps, bool) or not steps >= 1 or steps % 1:
             raise ValueError(f"steps: {steps} given; ddpm() needs a whole number, at least 1")
         schedule = DDPM_SCHEDULES[schedule](int(steps))
-    if isinstance(schedule, jax.Array):
-        return DDPM(jnp.concatenate([jnp.zeros(1, schedule.dtype), -0.5 * jnp.cumsum(jnp.log1p(-schedule))]))
-    betas = np.asarray(schedule, np.float64)
-    if betas.ndim != 1 or betas.size == 0 or not np.all((betas > 0) & (betas < 1)):
-        raise ValueError(f"schedule: betas of shape {betas.shape} given; need shape (T,) with values in (0, 1)")
-    return DDPM(np.concatenate([[0.0], -0.5 * np.cumsum(np.log1p(-betas))]))
+    xp = jnp if isinstance(schedule, jax.Array) else np
+    betas = schedule if isinstance(schedule, jax.Array) else np.asarray(schedule, np.float64)
+    if betas.ndim != 1 or betas.size == 0:
+        raise ValueError(f"schedule: betas of shape {betas.shape} given; need shape (T,)")
+    ends = False
+    if not isinstance(betas, jax.core.Tracer):  # the values of traced betas are not known
+        values = np.asarray(betas)
+        ends = bool(values[-1] == 1)
+        if not np.all((values > 0) & (values < 1) | (np.arange(values.size) == values.size - 1) & ends):
+            raise ValueError(
+                f"schedule: betas from {values.min():g} to {values.max():g} given; need 0 < beta < 1, last <= 1"
+            )
+    if (ends or zero_terminal_snr) and betas.size < 2:
+        raise ValueError(f"schedule: {betas.size} beta given; a chain that ends in pure noise needs at least 2 steps")
+    if ends:
+        betas = betas[:-1]
+    n = xp.concatenate([xp.zeros(1, betas.dtype), -0.5 * xp.cumsum(xp.log1p(-betas))])
+    if zero_terminal_snr and not ends:
+        left = -xp.expm1(n[1:-1] - n[-1])  # (alpha_i - alpha_T)/alpha_i
+        n = n[:-1] - xp.concatenate([xp.zeros(1, n.dtype), xp.log(left / left[0])])
+    if ends or zero_terminal_snr:
+        n = xp.append(n, np.inf)
+    return DDPM(n, ends or bool(zero_terminal_snr))

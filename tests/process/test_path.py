@@ -13,6 +13,7 @@ PATHS = {
     "vp": lambda: process.vp(),
     "ddpm": lambda: process.ddpm(50),
     "ddpm_cosine": lambda: process.ddpm(1000, "cosine"),
+    "ddpm_zero": lambda: process.ddpm(20, "cosine", zero_terminal_snr=True),
     "cosine": lambda: process.cosine(),
     "cosine_offset": lambda: process.cosine(0.008),
     "cosine_shift": lambda: process.cosine(0.0, -0.7),
@@ -98,7 +99,7 @@ def test_ends_are_exact_and_finite(name):
             assert float(c.sigma[0]) == 0 and float(c.alpha[0]) == pytest.approx(
                 1, abs=1e-15 if t.dtype == float else 1e-7
             )
-        if name.startswith(("linear", "cosine")):
+        if name.startswith(("linear", "cosine", "ddpm_zero")):
             assert float(c.alpha[1]) == 0
             assert float(c.sigma[1]) == pytest.approx(1, rel=1e-6)
         with np.errstate(divide="ignore"):
@@ -252,6 +253,23 @@ def test_ddpm_is_the_product_of_its_betas(schedule):
     np.testing.assert_allclose(path.time(path.half_log_snr(t)), t, rtol=1e-10)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine"])
+def test_zero_terminal_snr_moves_and_scales_alpha(schedule):
+    """2305.08891, algorithm 1, in its own order; betas of 1 at the end are the same chain."""
+    root = process.ddpm(1000, schedule).coefficients(np.arange(1, 1001) / 1000).alpha
+    wanted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    path = process.ddpm(1000, schedule, zero_terminal_snr=True)
+    c = path.coefficients(np.arange(1, 1001) / 1000)
+    np.testing.assert_allclose(c.alpha, wanted, rtol=1e-10, atol=1e-15)
+    assert c.alpha[-1] == 0 and c.sigma[-1] == 1
+    betas = 1 - (wanted / np.concatenate([[1.0], wanted[:-1]])) ** 2
+    np.testing.assert_allclose(process.ddpm(schedule=betas).path.n, path.path.n, rtol=1e-8, atol=1e-12)
+    betas = np.full(20, 0.1)
+    traced = jax.jit(lambda b: process.ddpm(schedule=b, zero_terminal_snr=True).coefficients(0.5).alpha)
+    alpha = process.ddpm(schedule=betas, zero_terminal_snr=True).coefficients(0.5).alpha
+    np.testing.assert_allclose(traced(jnp.asarray(betas, jnp.float32)), alpha, rtol=1e-5)
+
+
 def test_ddpm_float32_at_every_index():
     """Times i/T rounded to float32 still land on index i."""
     path, index = process.ddpm(1000), np.arange(1, 1001)
@@ -299,6 +317,8 @@ def test_identity_members():
         (lambda: process.ddpm(10.5), "steps: 10.5 given; ddpm() needs a whole number"),
         (lambda: process.ddpm(10, "liner"), "schedule: 'liner'"),
         (lambda: process.ddpm(schedule=[0.1, 1.5]), "schedule: betas"),
+        (lambda: process.ddpm(schedule=[1.0, 0.5]), "schedule: betas from 0.5 to 1 given"),
+        (lambda: process.ddpm(schedule=[1.0]), "schedule: 1 beta given"),
         (lambda: process.ddpm(schedule=[[0.1]]), "schedule: betas of shape (1, 1)"),
         (lambda: process.vp(t_max=0.0), "t_max: 0.0"),
         (lambda: process.vp(t_max=1.5), "t_max: 1.5"),
