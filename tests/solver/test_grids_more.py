@@ -59,6 +59,17 @@ def test_level_grids_follow_their_formulas():
     np.testing.assert_allclose(g.time[:-1], t, rtol=1e-9)  # on its own process the clock is linear
 
 
+def test_shift_stretches_to_its_terminal():
+    """LTX-Video's own order: shift the noise levels 1 .. 1/N, stretch them, append 0."""
+    levels = 2.5 * np.linspace(1.0, 1 / 8, 8) / (1 + 1.5 * np.linspace(1.0, 1 / 8, 8))
+    scale = (1 - levels[-1]) / (1 - 0.1)
+    g = grid.shift(FLOW, 8, factor=2.5, terminal=0.1)
+    np.testing.assert_allclose(g.time, np.append(1 - (1 - levels) / scale, 0.0), rtol=1e-13)
+    np.testing.assert_allclose(g.time[-2:], [0.1, 0.0], atol=1e-15)
+    assert grid.shift(EDM, 8, terminal=0.1).sigma[-2] == pytest.approx(8.0)
+    assert grid.dynamic_shift(FLOW, 6, tokens=2048, terminal=0.1).time[-2] == pytest.approx(0.1)
+
+
 def test_dynamic_shift():
     np.testing.assert_allclose(
         grid.dynamic_shift(FLOW, 6, tokens=4096).time, grid.shift(FLOW, 6, factor=np.exp(1.15)).time, rtol=1e-14
@@ -117,6 +128,8 @@ def test_discrete_spacings_of_multistep_schedulers():
         (lambda: grid.vp(FLOW, 5, t_min=0.0), "t_min"),
         (lambda: grid.vp(FLOW, 5, beta_d=np.inf), "beta_d: inf"),
         (lambda: grid.dynamic_shift(FLOW, 5, low=(64, 0.5), high=(64, 1.0)), "low, high: .* tokens"),
+        (lambda: grid.shift(FLOW, 5, terminal=1.0), "terminal: 1.0 given"),
+        (lambda: grid.shift(FLOW, 1, terminal=0.1), "terminal: 0.1 given .steps=1"),
         (lambda: grid.shift(FLOW, 5, factor=np.inf), "factor: inf given; need a finite number > 0"),
     ],
 )

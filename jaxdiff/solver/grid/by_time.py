@@ -58,10 +58,28 @@ def cosmap(process: Process, steps: int, *, t_min: float = 0.0) -> Grid:
     )
 
 
-def shift(process: Process, steps: int, *, factor: float = 3.0, t_min: float = 0.0) -> Grid:
-    """``t' = s t/(1 + (s-1) t)`` of the uniform grid (SD3); on the linear path ``lam' = lam - log s``."""
+def shift(
+    process: Process, steps: int, *, factor: float = 3.0, terminal: float | None = None, t_min: float = 0.0
+) -> Grid:
+    """``t' = s t/(1 + (s-1) t)`` of the uniform grid (SD3); on the linear path ``lam' = lam - log s``.
+
+    ``terminal``: where the last step starts, as a fraction of t_max in (0, 1): all points but the end are then stretched
+    from t_max, ``1 - t'' = (1 - t')(1 - terminal)/(1 - t'_{N-1})`` (LTX-Video, HF diffusers' ``shift_terminal``).
+    """
     check_positive("factor", factor)
-    return _warp(process, steps, t_min, lambda u: factor * u / (1 + (factor - 1) * u))
+    if terminal is not None and not (0 < terminal < 1 and steps > 1 and t_min == 0):
+        raise ValueError(
+            f"terminal: {terminal} given (steps={steps}, t_min={t_min}); need 0 < terminal < 1, two steps or more, t_min 0"
+        )
+
+    def unit(u: np.ndarray) -> np.ndarray:
+        times = factor * u / (1 + (factor - 1) * u)
+        if terminal is None:
+            return times
+        last = times[:steps]
+        return np.append(1 - (1 - last) * (1 - terminal) / (1 - last[-1]), times[steps:])
+
+    return _warp(process, steps, t_min, unit)
 
 
 def dynamic_shift(
@@ -71,16 +89,18 @@ def dynamic_shift(
     tokens: float = 1024,
     low: tuple[float, float] = (256, 0.5),
     high: tuple[float, float] = (4096, 1.15),
+    terminal: float | None = None,
     t_min: float = 0.0,
 ) -> Grid:
     """:func:`shift` by ``e^mu``, mu linear in the number of image ``tokens`` between ``low`` and ``high`` (tokens, mu).
 
-    Raises ValueError unless ``low`` has fewer tokens than ``high``.
+    ``terminal`` as in :func:`shift`. Raises ValueError unless ``low`` has fewer tokens than ``high``.
     """
     if not low[0] < high[0]:
         raise ValueError(f"low, high: {low}, {high} given; dynamic_shift() needs low[0] < high[0] tokens")
     slope = (high[1] - low[1]) / (high[0] - low[0])
-    return shift(process, steps, factor=float(np.exp(low[1] + slope * (tokens - low[0]))), t_min=t_min)
+    factor = float(np.exp(low[1] + slope * (tokens - low[0])))
+    return shift(process, steps, factor=factor, terminal=terminal, t_min=t_min)
 
 
 def beta(process: Process, steps: int, *, a: float = 0.6, b: float = 0.6, t_min: float = 0.0) -> Grid:
