@@ -95,7 +95,7 @@ def test_taps(name):
         net.apply(variables, x, 0.2, taps=(tap[:-1],))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [n if n != "unet" else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS])
 def test_two_time(name):
     """A one-time checkpoint plus the fresh second embedding gives the one-time output until it is trained."""
     net, variables, x = build(name, two_time=True)

@@ -1,7 +1,7 @@
 """Random kills, SIGTERMs and flipped bits, one seed: the run must end exactly where an undisturbed one ends.
 
 In the second test every restart also finds another number of devices; the undisturbed run then changes devices at the
-same steps. CHAOS_SECONDS=300 makes each five minutes of disturbance; the run grows with it.
+same steps. CHAOS_SECONDS=300, as .ci/run sets it, makes each five minutes of disturbance; the run grows with it.
 """
 
 import itertools

@@ -54,6 +54,7 @@ def survives(directory, detected):
         return found.step == 1
 
 
+@pytest.mark.slow
 def test_flipped_bits(pristine, tmp_path):
     """One in every file, more in those that hold the arrays and the digests."""
     draw = random.Random(20)
