@@ -42,6 +42,16 @@ def test_error_tracks_tolerance_over_four_decades(make, form, path):
     assert len(np.unique(runs[2].steps)) > 3 and len(np.unique(runs[2].nfe)) > 3
 
 
+def test_from_pure_noise_the_first_level_misses_a_tenth_of_the_tolerance():
+    """alpha^2 = atol/10 there, so alpha/sigma is its square root: what the jump to it neglects of the data."""
+    d = exact.denoiser(exact.Gaussian([0.0], 1.0), LINEAR)
+    state = dpm.dpm12(LINEAR, atol=1e-3).start(d, jnp.ones((2, 1)))
+    np.testing.assert_allclose(state.lam, 0.5 * np.log(1e-4), rtol=1e-6)
+    assert state.nfe.tolist() == [1, 1]
+    c = LINEAR.coefficients(np.float64(LINEAR.time(0.5 * np.log(1e-4))))
+    np.testing.assert_allclose(state.x, np.full((2, 1), c.sigma), rtol=1e-5)
+
+
 # dpm-solver 52bc3fb, dpm_solver_adaptive of its JAX file in float64 with its default tolerances, one sample at a time:
 # evaluations and last states (at t = 1e-3) from these starts on this mixture
 STARTS = [[0.4, -1.1, 0.8], [1.7, 0.2, -0.5]]

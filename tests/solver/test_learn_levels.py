@@ -61,6 +61,17 @@ def test_on_a_mixture_it_is_what_the_mean_squared_errors_leave():
     assert abs(found / (0.5 * left) - 1) < 0.04  # measured .018
 
 
+@pytest.mark.parametrize("even", [False, True])
+def test_rungs_below_the_first_level_reach_down_six_units(even):
+    points = levels._finite(LINEAR, grid.logsnr(LINEAR, 4))
+    ladder, at = levels._ladder(LINEAR, points, 3, even)
+    assert ladder.alpha[0] == 0 and at[0] == 0
+    lam = np.log(ladder.alpha[1:] / ladder.sigma[1:])
+    np.testing.assert_allclose(lam[0], points[1].lam - 6.0, rtol=1e-9)
+    assert np.all(np.diff(lam) > 0)
+    np.testing.assert_allclose(ladder.alpha[at], points.alpha, atol=1e-15)
+
+
 def test_the_minimiser_is_the_known_one_and_bounds_bound():
     d, x0 = exact.denoiser(GAUSSIAN, EDM), GAUSSIAN.sample(jax.random.key(3), (8192,))
     least = learn.klub(solver.ddim, LINE, d, x0, sweeps=None)
