@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.process.process import Process
+from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA, NOISE, Rows, first_order, noise_step, require_path
 from jaxdiff.solver.grid import Point, as_grid
 from jaxdiff.solver.rounding import steady
@@ -42,9 +43,9 @@ def conjugate(process: Process, grid: Any, *, rate: float = 0.0) -> Table:
 
 def _row(process: Process, at: Point, to: Point, rate: float) -> tuple[list[float], list[float]]:
     """(A, B), the integral ``alpha_s int e^{l (u - s)} d rho(u)`` by Gauss-Legendre in half log-SNR."""
-    points, gains = np.polynomial.legendre.leggauss(64)
-    lam = at.lam + 0.5 * (points + 1) * (to.lam - at.lam)
-    rates = -np.exp(-lam) * 0.5 * (to.lam - at.lam)
+    u, gains = weights.gauss(64)
+    lam = at.lam + u * (to.lam - at.lam)
+    rates = -np.exp(-lam) * (to.lam - at.lam)
     integral = np.sum(gains * rates * np.exp(rate * (process.time(lam) - to.time)))
     gain = (1 + rate * (to.time - at.time)) * np.exp(rate * (at.time - to.time)) * to.alpha / at.alpha
     return [float(gain)], [float(to.alpha * integral)]

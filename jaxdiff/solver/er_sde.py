@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.process.process import Process
+from jaxdiff.solver import weights
 from jaxdiff.solver.build import Rows, first_order, require_gaussian
 from jaxdiff.solver.exponential import check_choice
 from jaxdiff.solver.grid import Grid, Point, as_grid
@@ -145,9 +146,8 @@ def _exact(excess: Callable, at: Point, to: Point, count: int) -> np.ndarray:
     it is smooth.
     """
     h = to.lam - at.lam
-    points, gains = np.polynomial.legendre.leggauss(64)
-    v = 0.5 * (points + 1)
-    gains = 0.5 * gains * h * np.exp(-v * h) / -math.expm1(-h)
+    v, gains = weights.gauss(64)
+    gains = gains * h * np.exp(-v * h) / -math.expm1(-h)
     u = np.expm1(-v * h) / math.expm1(-h)
     last = excess(np.float64(-to.lam))
     values = 1 - np.exp(last - excess(-at.lam - v * h) - (1 - v) * h)

@@ -130,10 +130,10 @@ def _level(grid: Grid, i: int, tau: Tau, tau_range: tuple[float, float] | None) 
         return 0.0
     infinite = at.alpha == 0
     if callable(tau):
-        points, gains = np.polynomial.legendre.leggauss(16)
-        lams = [to.lam] if infinite else 0.5 * (at.lam + to.lam) + 0.5 * (to.lam - at.lam) * points
+        u, gains = weights.gauss(16)
+        lams = [to.lam] if infinite else at.lam + u * (to.lam - at.lam)
         squares = np.array([float(tau(float(np.exp(-lam)))) for lam in lams]) ** 2
-        k = float(squares[0]) if infinite else float(0.5 * gains @ squares)
+        k = float(squares[0]) if infinite else float(gains @ squares)
     else:
         values = np.atleast_1d(np.asarray(tau, np.float64))
         if values.shape not in ((1,), (len(grid),)):

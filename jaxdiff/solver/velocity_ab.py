@@ -84,7 +84,6 @@ def _weights(at: Point, to: Point, points: list[Point], clock: str) -> np.ndarra
     if clock != "rosenbrock":
         return width * weights.polynomial([(_clock(p, clock) - _clock(at, clock)) / width for p in points])
     h = to.lam - at.lam
-    u, gains = np.polynomial.legendre.leggauss(64)
-    u, gains = 0.5 * (u + 1), 0.5 * gains
+    u, gains = weights.gauss(64)
     slope = -0.5 * h / np.cosh(at.lam + u * h)  # d atan(e^-lam)/d lam
     return weights.lagrange(np.array([(p.lam - at.lam) / h for p in points]), u) @ (gains * slope)

@@ -6,13 +6,23 @@ interpolant on nodes u_j (0 is now, 1 the end of the step, negative the past).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-__all__ = ["exponential", "lagrange", "moments", "nearest", "polynomial"]
+__all__ = ["exponential", "gauss", "lagrange", "moments", "nearest", "polynomial"]
+
+
+@functools.cache
+def gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points and weights (count,) of Gauss-Legendre quadrature on [0, 1], read-only: finding them takes longer than a step."""
+    points, gains = np.polynomial.legendre.leggauss(count)
+    points, gains = 0.5 * (points + 1), 0.5 * gains
+    points.flags.writeable = gains.flags.writeable = False
+    return points, gains
 
 
 def moments(H: float, count: int) -> np.ndarray:
@@ -53,8 +63,7 @@ def exponential(
     nodes = np.asarray(nodes, np.float64)
     if clock is None:
         return _fit(nodes, moments(H, nodes.size), pseudo)
-    points, gains = np.polynomial.legendre.leggauss(64)
-    u, gains = 0.5 * (points + 1), 0.5 * gains
+    u, gains = gauss(64)
     return (nearest if pseudo else lagrange)(nodes, clock(u)) @ (gains * H * np.exp(-(1 - u) * H))
 
 
