@@ -71,7 +71,11 @@ def ddpm(
     t_max: float = 1.0,
 ) -> Process:
     """The discrete chain of DDPM on times ``i/steps`` (2006.11239 [131]); ``schedule`` a name ("linear", "scaled_linear",
-    "cosine") or betas (T,), the last of which may be 1; ``zero_terminal_snr`` rescales alpha to end at 0 (2305.08891)."""
+    "cosine") or betas (T,), the last of which may be 1.
+
+    ``zero_terminal_snr``: ``alpha_i <- (alpha_i - alpha_T) alpha_1/(alpha_1 - alpha_T)``, which ends at 0 (2305.08891).
+    Raises ValueError for another name, betas outside (0, 1), and such an end of a single step.
+    """
     return _process(preserving.make_ddpm(steps, schedule, zero_terminal_snr), noise, t_max)
 
 

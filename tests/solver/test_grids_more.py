@@ -66,6 +66,7 @@ def test_shift_stretches_to_its_terminal():
     g = grid.shift(FLOW, 8, factor=2.5, terminal=0.1)
     np.testing.assert_allclose(g.time, np.append(1 - (1 - levels) / scale, 0.0), rtol=1e-13)
     np.testing.assert_allclose(g.time[-2:], [0.1, 0.0], atol=1e-15)
+    assert grid.shift(process.ve(), 8, terminal=0.1).time[-2] == pytest.approx(0.1)
     assert grid.shift(EDM, 8, terminal=0.1).sigma[-2] == pytest.approx(8.0)
     assert grid.dynamic_shift(FLOW, 6, tokens=2048, terminal=0.1).time[-2] == pytest.approx(0.1)
 

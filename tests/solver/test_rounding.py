@@ -134,3 +134,5 @@ def test_rounding_of_one_step_is_the_closed_form():
         / max(end, np.hypot(0.75, 0.25))
     )
     np.testing.assert_allclose(rounding.rounding(table), wanted, rtol=1e-12)
+    own = 2.0**-24 * end / max(end, np.hypot(0.75, 0.25))
+    np.testing.assert_allclose(rounding._rounding(table)[1], own, rtol=1e-12)

@@ -143,3 +143,12 @@ def test_restart_is_tables_end_to_end():
     # a multistep solver starts each piece afresh, and several intervals nest
     twice = solver.restart(p, g, intervals=[(4, 1, 0.1, 0.5), (3, 2, 2.0, 5.0)], solver=pp)
     assert twice.nfe == 12 + 3 + 4 and solver.check(twice).ok()
+
+
+def test_a_function_tau_counts_by_its_mean_square_over_each_step():
+    """tau^2 linear in lam = -log rho: its mean over a step is its value in the middle."""
+    p, times = PATHS["vp"], np.array([0.9, 0.7, 0.65, 0.3, 0.1])
+    square = lambda lam: 0.1 * (lam + 9)
+    lam = p.half_log_snr(times)
+    by_function = sa(p, times, tau=lambda rho: np.sqrt(square(-np.log(rho))))
+    assert_same(by_function, sa(p, times, tau=np.sqrt(square((lam[:-1] + lam[1:]) / 2))))

@@ -42,6 +42,14 @@ def test_every_solver_starts_at_pure_noise():
     assert not {n: e for n, e in errors.items() if not e < 2e-5}
 
 
+def test_log_snr_grids_start_at_the_last_index_with_a_finite_one_and_then_move_to_pure_noise():
+    points = grid.logsnr(CHAIN, 8)
+    lam = np.log(points.alpha[1:-1] / points.sigma[1:-1])
+    assert points.time[0] == 1 and points.alpha[0] == 0 and np.all(np.diff(points.time) < 0)
+    np.testing.assert_allclose(np.diff(lam), lam[1] - lam[0], rtol=1e-9)
+    np.testing.assert_allclose(2 * lam[0] - lam[1], CHAIN.half_log_snr(0.999), rtol=1e-9)
+
+
 def test_follows_the_exact_map_from_pure_noise_and_refuses_what_it_cannot_identify():
     world = exact.Gaussian(0.4, 0.3)
     d, flow = exact.denoiser(world, CHAIN), exact.gaussian_flow(world, CHAIN)

@@ -65,6 +65,7 @@ def shift(
 
     ``terminal``: where the last step starts, as a fraction of t_max in (0, 1): all points but the end are then stretched
     from t_max, ``1 - t'' = (1 - t')(1 - terminal)/(1 - t'_{N-1})`` (LTX-Video, HF diffusers' ``shift_terminal``).
+    Raises ValueError for factors not above 0, terminals outside (0, 1), and one with a single step or t_min > 0.
     """
     check_positive("factor", factor)
     if terminal is not None and not (0 < terminal < 1 and steps > 1 and t_min == 0):
