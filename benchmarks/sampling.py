@@ -246,7 +246,6 @@ def main() -> None:
         "machine": platform.machine(),
         "jax": jax.__version__,
         "numpy": np.__version__,
-        "processes": args.processes,
         "cases": {},
     }
     line = lambda name, case: f"{name:28s} ratio {case['ratio']:.3f}   hand-written {case['hand_ms']:.3f} ms"
