@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,54 +10,25 @@ import jax.numpy as jnp
 
 from jaxdiff.objective.context import Ctx
 from jaxdiff.objective.coupling import COUPLINGS
-from jaxdiff.objective.time import TIMES, iid, stratified
+from jaxdiff.objective.examples import (
+    check_examples,
+    choose,
+    condition_of,
+    data_of,
+    drop_labels,
+    in_bins,
+    one_of,
+    random_streams,
+    split_keys,
+    uniforms,
+)
+from jaxdiff.objective.time import TIMES, density_at
 from jaxdiff.objective.weighting import WEIGHTINGS, Weighting, target_weight
 from jaxdiff.prediction import CLOCKS, check_sigma_data, check_target, network_inputs, target_of
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 
 __all__ = ["regression"]
-
-DRAWS = ("stratified", "iid")
-
-
-def _choose(field: str, value: Any, table: Mapping[str, Callable]) -> Any:
-    """A member of ``table`` built with its defaults if ``value`` is its name, else ``value``."""
-    if not isinstance(value, str):
-        return value
-    if value not in table:
-        near = difflib.get_close_matches(value, list(table), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field}: {value!r} is unknown; allowed: {', '.join(table)}{hint}")
-    return table[value]()
-
-
-def _one_of(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field}: {value!r} is unknown; allowed: {', '.join(allowed)}{hint}")
-
-
-def _field(batch: Mapping, name: str, why: str) -> Any:
-    if name not in batch:
-        raise ValueError(f"{why}: the batch has no field {name!r}; it has {', '.join(sorted(batch))}")
-    return batch[name]
-
-
-def _data(batch: Mapping, data_key: str | None) -> Any:
-    if data_key is None:
-        data_key = next((name for name in ("x0", "image", "x") if name in batch), "x0")
-    x0 = jnp.asarray(_field(batch, data_key, "data_key"))
-    if not jnp.issubdtype(x0.dtype, jnp.floating):
-        raise TypeError(f"batch[{data_key!r}]: dtype {x0.dtype} given; need floating point, scaled to [-1, 1] say")
-    return x0
-
-
-def _density_at(time: Callable, u: jax.Array, process: Process, low: float, high: float) -> jax.Array:
-    """p(t) at ``t = time(u)``: ``1/(dt/du)``, and infinity where t was clipped to an end (nothing is drawn there)."""
-    t, slope = jax.jvp(lambda v: time(v, process), (u,), (jnp.ones_like(u),))
-    return jnp.where((t > low) & (t < high), 1 / jnp.maximum(slope, 1e-30), jnp.inf)
 
 
 def regression(
@@ -118,72 +88,49 @@ def regression(
     check_target(target, process)
     check_sigma_data(sigma_data)
     clock = clock or ("log_sigma" if target == "edm" else "time")
-    _one_of("clock", clock, CLOCKS)
-    _one_of("draw", draw, DRAWS)
-    _one_of("reduce", reduce, ("mean", "sum"))
-    if not 0 <= t_min < process.t_max:
-        raise ValueError(f"t_min: {t_min} given; need 0 <= t_min < {process.t_max} (t_max)")
-    if not 0 <= label_drop <= 1:
-        raise ValueError(f"label_drop: {label_drop} given; need a probability")
-    if not isinstance(bins, int) or bins < 0:
-        raise ValueError(f"bins: {bins!r} given; need an integer >= 0")
-    if cond_key is not None and label_drop > 0 and null_label is None:
-        raise ValueError(f"null_label: missing; label_drop={label_drop} needs it (or set label_drop=0)")
-    time = _choose("time", time, TIMES)
-    weighting = _choose("weighting", weighting, WEIGHTINGS)
-    coupling = _choose("coupling", coupling, COUPLINGS)
+    one_of("clock", clock, CLOCKS)
+    one_of("reduce", reduce, ("mean", "sum"))
+    check_examples(t_min, process.t_max, draw, bins, cond_key, label_drop, null_label)
+    time = choose("time", time, TIMES)
+    weighting = choose("weighting", weighting, WEIGHTINGS)
+    coupling = choose("coupling", coupling, COUPLINGS)
     if not callable(time):
         raise ValueError(f"time: {time!r} given; need a name of TIMES or a function (u, process) -> t")
     if not isinstance(weighting, Weighting):
         raise ValueError(f"weighting: {weighting!r} given; need a name of WEIGHTINGS or a Weighting")
-    if weighting.over_lam and not bool(_density_at(time, jnp.float32(0.37), process, 0.0, 1.0) < 1e20):
+    if weighting.over_lam and not bool(density_at(time, jnp.float32(0.37), process, 0.0, 1.0) < 1e20):
         raise ValueError("time: times at discrete steps have no density, which this weighting divides by")
     network = as_apply(apply)
     reduction = jnp.mean if reduce == "mean" else jnp.sum
 
     def objective(params: Any, batch: Mapping, keys: jax.Array, ctx: Ctx) -> tuple[jax.Array, dict]:
-        x0 = _data(batch, data_key)
-        size = x0.shape[0]
-        if keys.shape != (size,):
-            raise ValueError(f"keys: shape {keys.shape} given; need one typed key for each of {size} examples")
-        at, noising, dropping, pairing, streams = jax.vmap(lambda key: jax.random.split(key, 5), out_axes=1)(keys)
+        x0 = data_of(batch, data_key, jnp.floating, "floating point, scaled to [-1, 1] say")
+        at, noising, dropping, pairing, streams = split_keys(keys, x0.shape[0])
 
-        if draw == "stratified":
-            u = stratified(ctx.step, _field(batch, "index", "draw='stratified'"), seed)
-        else:
-            u = iid(at)
+        u = uniforms(draw, at, batch, ctx.step, seed)
         t = jnp.clip(time(u, process), t_min, process.t_max)
 
-        cond = None if cond_key is None else jnp.asarray(_field(batch, cond_key, "cond_key"))
+        cond = condition_of(batch, cond_key)
         noise = jax.vmap(lambda key: process.noise.sample(key, x0.shape[1:], x0.dtype))(noising)
         if coupling is not None:
             noise = coupling(pairing, x0, noise, cond)
-        if cond is not None and label_drop > 0:
-            drop = jax.vmap(lambda key: jax.random.bernoulli(key, label_drop))(dropping)
-            null = jnp.asarray(null_label, cond.dtype)
-            cond = jnp.where(jnp.reshape(drop, (size,) + (1,) * (cond.ndim - 1)), null, cond)
+        cond = drop_labels(cond, dropping, label_drop, null_label)
 
         c = process.coefficients(t)
         x = process.corrupt(x0, noise, t)
         x_in, c_noise = network_inputs(process, target, clock, x, t, c.alpha, c.sigma, sigma_data)
-        extra = {"rngs": {name: jax.random.fold_in(streams[0], i) for i, name in enumerate(rngs)}} if rngs else {}
-        out = network(params, x_in, c_noise, cond, **extra)
+        out = network(params, x_in, c_noise, cond, **random_streams(streams, rngs))
         raw: Any = getattr(out, "raw", out)
         wanted = target_of(target, c, x0, noise, sigma_data)
         if raw.shape != wanted.shape:
             raise ValueError(f"apply: the network gives shape {raw.shape}; target {target!r} has {wanted.shape}")
 
         square = jnp.square(raw.astype(jnp.float32) - wanted.astype(jnp.float32))
-        density = _density_at(time, u, process, t_min, process.t_max) if weighting.over_lam else None
+        density = density_at(time, u, process, t_min, process.t_max) if weighting.over_lam else None
         weight = target_weight(weighting, target, c, sigma_data, density)
         axes = tuple(range(1, square.ndim))
         losses = reduction(square * expand(weight, square), axes)
         loss = jnp.mean(losses)
-        metrics = {"loss": loss, "mse": jnp.mean(square)}
-        if bins:
-            which = jnp.floor(u * bins).astype(jnp.int32)
-            for k in range(bins):
-                metrics[f"loss_bin{k}"] = bins * jnp.mean(jnp.where(which == k, losses, 0))
-        return loss, metrics
+        return loss, {"loss": loss, "mse": jnp.mean(square)} | in_bins(losses, u, bins)
 
     return objective

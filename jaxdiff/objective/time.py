@@ -21,6 +21,7 @@ from jax.scipy.special import ndtri
 __all__ = [
     "TIMES",
     "cosmap",
+    "density_at",
     "discrete",
     "iid",
     "log_normal",
@@ -51,6 +52,12 @@ def stratified(step: Any, index: Any, seed: int = 0) -> jax.Array:
     """
     shift = jax.random.bits(jax.random.fold_in(jax.random.key(seed), step), dtype=jnp.uint32)
     return _unit(shift + jnp.asarray(index).astype(jnp.uint32) * GOLDEN)
+
+
+def density_at(time: Density, u: jax.Array, process: Any, low: float, high: float) -> jax.Array:
+    """p(t) at ``t = time(u)``: ``1/(dt/du)``, and infinity where t was clipped to an end (nothing is drawn there)."""
+    t, slope = jax.jvp(lambda v: time(v, process), (u,), (jnp.ones_like(u),))
+    return jnp.where((t > low) & (t < high), 1 / jnp.maximum(slope, 1e-30), jnp.inf)
 
 
 def _positive(name: str, value: Any) -> None:

@@ -7,8 +7,7 @@ import pytest
 
 from jaxdiff import prediction, process
 from jaxdiff.objective import weighting as w
-from jaxdiff.objective.regression import _density_at
-from jaxdiff.objective.time import log_normal, logit_normal, mode, uniform
+from jaxdiff.objective.time import density_at, log_normal, logit_normal, mode, uniform
 from jaxdiff.process import PROCESSES
 
 TARGETS = prediction.TARGETS
@@ -84,7 +83,7 @@ def test_over_lam_is_one_integral_for_every_time_density(path):
         for density in (uniform(), logit_normal(0.0, 1.5), log_normal(0.0, 1.7), mode(0.8)):
             t = density(u, p)
             c = p.coefficients(t)
-            weight = w.target_weight(w.likelihood(), "noise", c, density=_density_at(density, u, p, 0.0, 1.0))
+            weight = w.target_weight(w.likelihood(), "noise", c, density=density_at(density, u, p, 0.0, 1.0))
             total = jnp.mean(weight * jnp.exp(-(c.half_log_snr**2)))
             np.testing.assert_allclose(total, np.sqrt(np.pi), rtol=2e-4)
         c = p.coefficients(log_normal(0.0, 0.5)(u, p))
