@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.objective.time import iid, stratified
+from jaxdiff.objective.time import density_at, iid, stratified
 
 __all__ = [
+    "check_density",
     "check_examples",
     "choose",
     "condition_of",
@@ -63,6 +64,14 @@ def check_examples(
         raise ValueError(f"bins: {bins!r} given; need an integer >= 0")
     if cond_key is not None and label_drop > 0 and null_label is None:
         raise ValueError(f"null_label: missing; label_drop={label_drop} needs it (or set label_drop=0)")
+
+
+def check_density(time: Callable, process: Any, why: str) -> None:
+    """Raise ValueError, which says ``why`` it matters, for times that have no density p(t): at discrete steps."""
+    with jax.ensure_compile_time_eval():  # objectives may be built while something is traced
+        density = density_at(time, jnp.float32(0.37), process, 0.0, 1.0)
+        if not isinstance(density, jax.core.Tracer) and not bool(density < 1e20):
+            raise ValueError(f"time: times at discrete steps have no density, which {why}")
 
 
 def _field(batch: Mapping, name: str, why: str) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxdiff.objective.context import Ctx
 from jaxdiff.objective.coupling import COUPLINGS
 from jaxdiff.objective.examples import (
+    check_density,
     check_examples,
     choose,
     condition_of,
@@ -98,8 +99,8 @@ def regression(
         raise ValueError(f"time: {time!r} given; need a name of TIMES or a function (u, process) -> t")
     if not isinstance(weighting, Weighting):
         raise ValueError(f"weighting: {weighting!r} given; need a name of WEIGHTINGS or a Weighting")
-    if weighting.over_lam and not bool(density_at(time, jnp.float32(0.37), process, 0.0, 1.0) < 1e20):
-        raise ValueError("time: times at discrete steps have no density, which this weighting divides by")
+    if weighting.over_lam:
+        check_density(time, process, "this weighting divides by")
     network = as_apply(apply)
     reduction = jnp.mean if reduce == "mean" else jnp.sum
 
