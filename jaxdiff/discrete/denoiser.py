@@ -12,7 +12,22 @@ import numpy as np
 from jaxdiff.discrete.masked import Masked
 from jaxdiff.prediction import DiscretePrediction, Query
 
-__all__ = ["TokenDenoiser", "denoiser"]
+__all__ = ["TokenDenoiser", "denoiser", "log_probabilities"]
+
+
+def log_probabilities(process: Masked, out: Any, x: Any) -> jax.Array:
+    """A network's output ``out`` at tokens ``x`` (B, ...) as log-probabilities (B, ..., V), in float32 at least.
+
+    ``log_softmax``; what it says of shown positions is still in it. Raises ValueError for logits of another shape.
+    """
+    logits: Any = getattr(out, "raw", out)
+    tokens = process.tokens
+    if np.shape(logits) != (*np.shape(x), tokens):
+        raise ValueError(
+            f"apply: the network gives shape {np.shape(logits)} for tokens {np.shape(x)}; need "
+            f"{(*np.shape(x), tokens)}, one logit a token and none for the mask"
+        )
+    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
 
 
 @jax.tree_util.register_dataclass
@@ -32,15 +47,8 @@ class TokenDenoiser:
     def at(self, x: Any, query: Query) -> DiscretePrediction:
         """Predict as a solver's row asks."""
         out = self.apply(self.params, x, self.process.network_time(query.t), self.cond)
-        logits = getattr(out, "raw", out)
-        tokens = self.process.tokens
-        if np.shape(logits) != (*np.shape(x), tokens):
-            raise ValueError(
-                f"apply: the network gives shape {np.shape(logits)} for tokens {np.shape(x)}; need "
-                f"{(*np.shape(x), tokens)}, one logit a token and none for the mask"
-            )
-        log_mu = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -1)
-        shown = jnp.where(x[..., None] == jnp.arange(tokens), 0.0, -jnp.inf).astype(log_mu.dtype)
+        log_mu = log_probabilities(self.process, out, x)
+        shown = jnp.where(x[..., None] == jnp.arange(self.process.tokens), 0.0, -jnp.inf).astype(log_mu.dtype)
         return DiscretePrediction(jnp.where((x == self.process.mask_id)[..., None], log_mu, shown))
 
     def condition(self, cond: Any) -> TokenDenoiser:
