@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxdiff import config as config_lib
@@ -21,11 +22,11 @@ from jaxdiff.data import from_levels, to_levels
 from jaxdiff.eval import image_grid
 from jaxdiff.solver.table import Table
 from jaxdiff.train.checkpoint import Checkpointer
-from jaxdiff.train.mesh import batch_sharding, make_mesh
+from jaxdiff.train.mesh import batch_sharding, batch_shards, make_mesh
 from jaxdiff.train.metrics import replace_text
 from jaxdiff.train.state import abstract_state
 
-__all__ = ["averaged", "batch", "labels", "load_run", "run", "to_file"]
+__all__ = ["averaged", "batch", "is_image", "labels", "load_run", "run", "show", "to_file"]
 
 
 def averaged(state: Any) -> Any:
@@ -69,11 +70,21 @@ def labels(made: assemble.Setup, count: int, start: int = 0, label: int | None =
 
 
 def batch(
-    made: assemble.Setup, table: Table, d: Any, key: jax.Array, start: int, count: int, cond: Any = "turns"
+    made: assemble.Setup,
+    table: Table,
+    d: Any,
+    key: jax.Array,
+    start: int,
+    count: int,
+    cond: Any = "turns",
+    mesh: Mesh | None = None,
 ) -> jax.Array:
-    """Samples start..start+count-1 of the run of ``key``, sharded over all devices when they divide ``count``."""
-    mesh = make_mesh()
-    sharding = batch_sharding(mesh) if mesh.size > 1 and count % mesh.size == 0 else None
+    """Samples start..start+count-1 of the run of ``key``, split over the mesh (all devices) where it divides ``count``.
+
+    ``mesh``: the one that the parameters in ``d`` lie on, where that is not of all devices or in another order.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    sharding = batch_sharding(mesh) if mesh.size > 1 and count % batch_shards(mesh) == 0 else None
     cond = labels(made, count, start) if isinstance(cond, str) else cond
     return solver.sample(table, d, key, (count, *made.shape), index=start, cond=cond, sharding=sharding)
 
@@ -119,11 +130,7 @@ def run(path: str, overrides: dict[str, str], out: str | None, num: int | None, 
         first = many(
             made, d, shown, seed=config.sample.seed, cond=None if wanted is None else wanted[:shown], title="sample"
         )
-    if len(made.shape) == 3:
-        columns = min(10, len(first))
-        image_grid(first, -(-len(first) // columns), columns, picture)
-    else:
-        scatter(first, picture)
+    show(first, picture)
     return target
 
 
@@ -139,6 +146,21 @@ def check_writable(target: epath.Path, field: str) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"{field}: cannot write to {folder} ({error.strerror or error})") from None
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether an example of this shape is a grey or RGB image; latents, say, are not."""
+    return len(shape) == 3 and shape[-1] in (1, 3)
+
+
+def show(samples: np.ndarray, path: Any) -> None:
+    """A picture of samples: images in rows of ten, the last filled up with black; of anything else two coordinates."""
+    if not is_image(samples.shape[1:]):
+        return scatter(samples, path)
+    columns = min(10, len(samples))
+    rows = -(-len(samples) // columns)
+    black = np.full((rows * columns - len(samples), *samples.shape[1:]), -1.0, samples.dtype)
+    image_grid(np.concatenate([samples, black]), rows, columns, path)
 
 
 def scatter(points: np.ndarray, path: Any) -> None:
@@ -203,7 +225,7 @@ def to_file(
                 with (folder / f"{start:012d}.npy").open("rb") as chunk_file:
                     file.write(np.load(chunk_file).astype("<f4").tobytes())
         if wanted is not None:
-            with archive.open("label.npy", "w") as file:
+            with archive.open("label.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(wanted, np.int32))
     temporary.replace(target)
     # what says whose chunks these are goes last: a kill in between must not leave chunks that any run would take

@@ -47,7 +47,7 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
         subsets=config.eval.subsets,
         seed=config.seed,
     )
-    if made.num_classes and len(made.shape) == 3:
+    if made.num_classes and draw.is_image(made.shape):
         guided = _guided(made, plain, source, workdir / "samples.png")
         if guided is not None:
             guided["difference"] = guided["class_agreement"] - result["class_agreement"]["heldout"]
@@ -69,8 +69,8 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
 
 
 def _guided(made: assemble.Setup, plain: Any, source: Any, picture: epath.Path) -> dict[str, Any] | None:
-    """Draw labelled images with guidance and picture ten of each class; the share that a classifier gives its label, or None
-    where there is no classifier."""
+    """Draw labelled images with guidance and picture ten of each class (as many as there are, of at most 100 classes); the
+    share that a classifier gives its label, or None where there is no classifier."""
     config = made.config
     name = "cfg" if config.guidance.name == "none" else config.guidance.name
     scale = config.eval.guidance_scale
@@ -79,8 +79,9 @@ def _guided(made: assemble.Setup, plain: Any, source: Any, picture: epath.Path) 
     strong = draw.quantise(
         draw.many(made, d, len(each), seed=config.sample.seed + 2, cond=each, title=name), source.levels
     )
-    rows = [np.flatnonzero(each == c)[:10] for c in range(made.num_classes)]
-    image_grid(strong[np.concatenate(rows)], made.num_classes, 10, picture)
+    columns = max(1, min(10, len(each) // made.num_classes))
+    shown = [np.flatnonzero(each == c)[:columns] for c in range(min(made.num_classes, len(each), 100))]
+    image_grid(strong[np.concatenate(shown)], len(shown), columns, picture)
     network = default_network(made.shape)
     if network.name == "pixels":
         return None

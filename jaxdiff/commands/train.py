@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxdiff import config as config_lib
@@ -19,14 +20,14 @@ from jaxdiff.commands import assemble, draw, layout
 from jaxdiff.commands.program import FILE, Program, identity
 from jaxdiff.config import ConfigError
 from jaxdiff.data import pipeline
-from jaxdiff.eval import image_grid, loss_curves, toy_panels
+from jaxdiff.eval import loss_curves, toy_panels
 from jaxdiff.train import distributed
 from jaxdiff.train.checkpoint import Checkpointer
 from jaxdiff.train.checkpoint_errors import hush_abandoned
 from jaxdiff.train.config_diff import check_same_config
 from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
-from jaxdiff.train.mesh import check_batch_size, replicated
+from jaxdiff.train.mesh import batch_shards, check_batch_size, replicated
 from jaxdiff.train.metrics import WandbWriter, Writer, load_wandb
 
 __all__ = ["open_workdir", "read_metrics", "run"]
@@ -146,7 +147,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 profile=profile,
                 tensorboard=t.tensorboard,
                 writers=_writers(config, workdir),
-                callbacks=_callbacks(made, workdir),
+                callbacks=_callbacks(made, workdir, mesh),
                 program=Program(workdir / FILE, identity(mesh, facts)),
                 meta={"config": config.to_dict(), "levels": source.levels, "classes": made.num_classes},
             )
@@ -204,16 +205,18 @@ def _writers(config: ConfigDict, workdir: epath.Path) -> list[Writer]:
     return [WandbWriter(config.train.wandb, workdir, config.to_dict())]
 
 
-def _callbacks(made: assemble.Setup, workdir: epath.Path) -> list[Callback]:
+def _callbacks(made: assemble.Setup, workdir: epath.Path, mesh: Mesh) -> list[Callback]:
     every = made.config.train.sample_every
     if not every:
         return []
+    count = -(-100 // batch_shards(mesh)) * batch_shards(mesh)
 
     def picture(step: int, state: Any) -> None:
         d = assemble.denoiser(made, draw.averaged(state))
-        samples = draw.batch(made, assemble.table(made), d, jax.random.key(made.config.sample.seed), 0, 100)
-        if jax.process_index() == 0 and len(made.shape) == 3:
-            image_grid(np.asarray(samples), 10, 10, workdir / "progress" / f"{step:08d}.png")
+        key = jax.random.key(made.config.sample.seed)
+        samples = everywhere(draw.batch(made, assemble.table(made), d, key, 0, count, mesh=mesh), mesh)
+        if jax.process_index() == 0:
+            draw.show(np.asarray(samples)[:100], workdir / "progress" / f"{step:08d}.png")
 
     return [Callback(every, picture)]
 

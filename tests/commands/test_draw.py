@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -15,7 +16,8 @@ from PIL import Image
 
 from jaxdiff import cli
 from jaxdiff import config as config_lib
-from jaxdiff.commands import draw
+from jaxdiff.commands import assemble, draw
+from jaxdiff.train import make_mesh, replicated
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +240,50 @@ def test_truncated_checkpoint_is_one_line(run, tmp_path, capsys):
     assert cli.main(["sample", "--workdir", str(copy)]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "checkpoint" in message
+
+
+def test_any_number_of_samples_is_pictured(run, tmp_path):
+    assert cli.main(["sample", "--workdir", str(run), "--num", "15", "--out", str(tmp_path / "a.png")]) == 0
+    width, height = Image.open(tmp_path / "a.png").size
+    assert height < width / 4  # two rows of ten
+    assert cli.main(["eval", "--workdir", str(run), "--config.eval.num=23", "--config.eval.subsets=1"]) == 0
+    width, height = Image.open(run / "samples.png").size
+    assert width < height / 4 and (run / "metrics.json").is_file()  # ten rows of two
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 4), (2,), (8, 8), (5, 5, 3)])
+def test_samples_of_any_shape_are_pictured(shape, tmp_path):
+    """Latents are no images: a run on them used to end at its first picture."""
+    draw.show(np.random.default_rng(0).normal(size=(7, *shape)).astype(np.float32), tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size[0] > 48
+
+
+def test_latents_are_trained_sampled_and_evaluated_on_part_of_the_devices(tmp_path):
+    from jaxdiff.commands import train
+
+    rng = np.random.default_rng(0)
+    for split, size in (("train", 64), ("test", 16)):
+        values = {"x0": rng.normal(size=(size, 4, 4, 4)).astype(np.float32), "label": np.arange(size) % 3}
+        np.savez(tmp_path / f"{split}.npz", **values)
+    given = {
+        "data.name": f"npz:{tmp_path}/{{split}}.npz", "data.batch_size": "16", "mesh.data": "2", "network.name": "mlp",
+        "network.width": "16", "network.depth": "1", "train.steps": "2", "train.sample_every": "1",
+        "train.tensorboard": "False", "solver.name": "ddim", "solver.steps": "2", "optimiser.warmup": "1",
+    }  # fmt: skip
+    run = tmp_path / "run"
+    train.run(config_lib.check(config_lib.apply_overrides(config_lib.default(), given)), str(run))
+    assert sorted(path.name for path in (run / "progress").iterdir()) == ["00000001.png", "00000002.png"]
+    assert cli.main(["sample", "--workdir", str(run), "--num", "9", "--out", str(tmp_path / "a.npz")]) == 0
+    assert (tmp_path / "a.png").is_file()
+    assert cli.main(["eval", "--workdir", str(run), "--config.eval.num=9", "--config.eval.subsets=1"]) == 0
+
+
+def test_a_batch_lies_where_the_parameters_do(run):
+    made, params, _ = draw.load_run(str(run), {})
+    few = make_mesh(2, devices=jax.devices()[:2])
+    d = assemble.denoiser(made, jax.device_put(params, replicated(few)))
+    drawn = draw.batch(made, assemble.table(made), d, jax.random.key(0), 0, 8, mesh=few)
+    assert drawn.devices() == set(few.devices.flat) and np.isfinite(drawn).all()
 
 
 def test_eval_writes_metrics_and_picture(run, capsys):

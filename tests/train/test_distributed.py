@@ -155,6 +155,7 @@ def test_pair_equals_one_process_and_only_process_0_writes(config, alone, tmp_pa
     assert len([s for s in steps if s == 50]) == 1  # one writer, one row
     beat = json.loads((workdir / "heartbeat.json").read_text())
     assert beat["step"] == 100
+    assert sorted(path.name for path in (workdir / "progress").iterdir()) == ["00000050.png", "00000100.png"]
 
 
 @pytest.mark.slow
