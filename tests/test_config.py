@@ -122,6 +122,14 @@ BAD = [
     ({"process.name": "vp", "process.beta_max": "high"}, "need a number", None),
     ({"objective.coupling": "ot", "objective.coupling_group": "48"}, "it must divide the 128 examples", None),
     ({"solver.grid": "edm_rho", "solver.grid_options": "{'roh': 3}"}, "did you mean 'rho'", None),
+    ({"seed": "-1"}, "config.seed: -1 given; need at least 0", None),
+    ({"seed": str(2**32)}, "config.seed: 4294967296 given; need at most 2147483647", None),  # jax takes it for 0
+    ({"sample.seed": "-1"}, "config.sample.seed: -1 given", None),
+    ({"train.sample_every": "-1"}, "config.train.sample_every: -1 given; need at least 0", None),
+    ({"train.nonfinite_limit": "0"}, "config.train.nonfinite_limit: 0 given; need at least 1", None),
+    ({"train.keep_every": "-2"}, "config.train.keep_every: -2 given", None),
+    ({"optimiser.learning_rate": "1e999"}, "config.optimiser.learning_rate: inf given; need a finite number", None),
+    ({"data.in_memory": "{}"}, "config.data.in_memory: {} is unknown; allowed: auto, True, False", None),
 ]
 
 
@@ -157,6 +165,57 @@ def test_a_file_that_fails_is_one_line(text, message, tmp_path):
     with pytest.raises(config_lib.ConfigError, match=message) as caught:
         config_lib.load(str(tmp_path / "broken.py"))
     assert "\n" not in str(caught.value)
+
+
+DEFAULT = "from jaxdiff.config import default\ndef get_config():\n    config = default()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "message"),
+    [
+        ("def get_config():\n    pass\n", "", r"get_config\(\) of '.*' returns NoneType; need a ConfigDict"),
+        ("get_config = 3\n", "", "defines no get_config"),
+        (DEFAULT + "    return config\n", ":moons", r"takes no text, 'moons' given"),
+        ("def get_config(size):\n    return size\n", "", r"needs text, none given; FILE.py:TEXT passes TEXT"),
+        (b"x = '\xe9'\n", "", r"fails: UnicodeDecodeError"),
+        (
+            DEFAULT + "    config.data = 'digits'\n    return config\n",
+            "",
+            r"config.data: 'digits' given; need a section",
+        ),
+        (
+            DEFAULT + "    config.seed = {'a': 1}\n    return config\n",
+            "",
+            r"config.seed: {'a': 1} given; need a whole",
+        ),
+        (
+            DEFAULT + "    config.network.param_dtype = type\n    return config\n",
+            "",
+            r"config.network.param_dtype: <class 'type'> \(type\) given; need what JSON can hold",
+        ),
+    ],
+)
+def test_a_file_that_gives_no_config_is_one_line(text, argument, message, tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(config_lib.ConfigError, match=message) as caught:
+        config_lib.check(config_lib.load(f"{file}{argument}"))
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_of_what_is_no_section():
+    config = config_lib.default()
+    config.data = "digits"
+    with pytest.raises(config_lib.ConfigError, match=r"config.data: 'digits' given; need a section"):
+        config_lib.apply_overrides(config, {"data.seed": "3"})
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"seed": {"a": 1}}', '{"data": 5}', '{"data": {"name": {"a": 1}}}'])
+def test_a_stored_config_that_is_none_is_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(config_lib.ConfigError) as caught:
+        config_lib.check(config_lib.restore(tmp_path / "config.json"))
+    assert str(caught.value).startswith("config") and "\n" not in str(caught.value)
 
 
 def test_store_and_restore(tmp_path):

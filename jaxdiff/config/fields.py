@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxdiff.config.names import NAMES, TARGETS, TIMES, WEIGHTINGS
 
-__all__ = ["FIELDS", "LEAST", "OPEN", "OPTION_DICTS", "RELEVANT", "Field", "default", "describe", "options"]
+__all__ = ["FIELDS", "LEAST", "MOST", "OPEN", "OPTION_DICTS", "RELEVANT", "Field", "default", "describe", "options"]
 
 
 class Field(NamedTuple):
@@ -116,21 +116,38 @@ OPTION_DICTS = {
 
 # the least value of a number
 LEAST = {
+    "seed": 0,
     "data.batch_size": 1,
+    "data.seed": 0,
     "train.steps": 1,
     "train.accumulate": 1,
     "train.log_every": 1,
     "train.save_every": 1,
     "train.keep_last": 1,
+    "train.keep_every": 0,
     "train.peak_flops": 0,
     "train.stats_every": 0,
+    "train.nonfinite_limit": 1,
+    "train.sample_every": 0,
     "mesh.min_bytes": 1,
     "solver.steps": 1,
     "sample.num": 1,
     "sample.batch_size": 1,
+    "sample.seed": 0,
     "sample.time_shift": 0,
     "eval.num": 5,
     "eval.subsets": 1,
+}
+
+# the greatest: of larger seeds jax keeps the low 32 bits (evaluation adds to one), steps are counted and samples numbered in
+# 32 bits too
+MOST = {
+    "seed": 2**31 - 1,
+    "data.seed": 2**31 - 1,
+    "sample.seed": 2**31 - 1,
+    "train.steps": 2**31 - 1,
+    "sample.num": 2**31 - 1,
+    "eval.num": 2**31 - 1,
 }
 
 

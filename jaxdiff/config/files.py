@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import pathlib
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,18 +33,32 @@ def load(path: str) -> ConfigDict:
     module.__file__ = str(location)
     try:
         exec(compile(location.read_text(), str(location), "exec"), module.__dict__)
-        if not hasattr(module, "get_config"):
+        if not callable(getattr(module, "get_config", None)):
             raise ConfigError(f"config: {file!r} defines no get_config()")
-        return module.get_config(argument) if argument else module.get_config()
+        _check_call(module.get_config, file, argument)
+        config = module.get_config(argument) if argument else module.get_config()
     except ConfigError:
         raise
     except Exception as error:  # whatever the user's own code raises
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(location)
         ]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f" at line {line}" if line else ""  # a file that is no text fails at none
         reason = (error.msg if isinstance(error, SyntaxError) else str(error)).partition("\n")[0]
-        raise ConfigError(f"config: {file!r} fails at line {line}: {type(error).__name__}: {reason}") from error
+        raise ConfigError(f"config: {file!r} fails{where}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"config: get_config() of {file!r} returns {type(config).__name__}; need a ConfigDict")
+    return config
+
+
+def _check_call(get_config: Callable, file: str, argument: str) -> None:
+    """Refuse text for a ``get_config`` that takes none, and the lack of it for one that needs it."""
+    try:
+        inspect.signature(get_config).bind(*[argument] * bool(argument))
+    except TypeError:
+        wrong = f"takes no text, {argument!r} given" if argument else "needs text, none given"
+        raise ConfigError(f"config: get_config() of {file!r} {wrong}; FILE.py:TEXT passes TEXT") from None
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
@@ -59,7 +74,9 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigD
         if path not in FIELDS and section not in OPEN:
             raise ConfigError(f"config.{path}: no such field{near(path, FIELDS)}; --help lists them")
         value = _parse(path, text)
-        node = config[section] if section else config
+        node = config.get(section) if section else config
+        if not isinstance(node, ConfigDict):
+            raise ConfigError(f"config.{section}: {node!r} given; need a section, with fields such as config.{path}")
         if name == "name" and section in OPEN and value != node.name:
             for option in options(config, section):
                 del node[option]
@@ -94,9 +111,11 @@ def restore(path: Any) -> ConfigDict:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"config: cannot read {path} ({error})") from None
+    if not isinstance(saved, dict):
+        raise ConfigError(f"config: {path} holds {type(saved).__name__}, not the fields of a config")
     config = default()
     for key, value in saved.items():
-        if isinstance(value, dict) and key in config:
+        if isinstance(value, dict) and isinstance(config.get(key), ConfigDict):
             for name, item in value.items():
                 config[key][name] = item
         else:

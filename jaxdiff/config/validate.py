@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxdiff.config.fields import FIELDS, LEAST, OPEN, OPTION_DICTS, options
+from jaxdiff.config.fields import FIELDS, LEAST, MOST, OPEN, OPTION_DICTS, options
 from jaxdiff.config.names import ConfigError, near, resolve
 
 __all__ = ["check", "check_option", "check_type", "option_parameters"]
@@ -22,6 +24,7 @@ def check(config: ConfigDict) -> ConfigDict:
     Returns ``config`` itself; raises ConfigError.
     """
     _check_known(config)
+    _check_plain(config)
     _check_values(config)
     _check_components(config)
     _check_option_dicts(config)
@@ -48,8 +51,32 @@ def _check_known(config: ConfigDict) -> None:
                         f"config.{key}.{name}: no such field{near(f'{key}.{name}', allowed)}; allowed: "
                         + ", ".join(p.partition(".")[2] for p in allowed)
                     )
+        elif key in sections:
+            example = next(path for path in FIELDS if path.startswith(f"{key}."))
+            raise ConfigError(f"config.{key}: {value!r} given; need a section, with fields such as config.{example}")
         elif key not in FIELDS:
             raise ConfigError(f"config.{key}: no such field{near(key, [*sections, *FIELDS])}")
+
+
+def _plain(value: Any) -> Any:
+    """A dict for a ConfigDict, whose own text has several lines."""
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _check_plain(config: ConfigDict) -> None:
+    """Every value can be stored: numbers, text, lists and dicts of such, as JSON has them."""
+    for section, value in config.items():
+        for name, item in value.items() if isinstance(value, ConfigDict) else [("", value)]:
+            plain = _plain(item)
+            try:
+                json.dumps(plain)
+            except (TypeError, ValueError):
+                path = f"{section}.{name}".rstrip(".")
+                shown = " ".join(repr(plain).split())
+                raise ConfigError(
+                    f"config.{path}: {shown} ({type(plain).__name__}) given; need what JSON can hold, "
+                    "such as a number, text or a list of such"
+                ) from None
 
 
 def _check_values(config: ConfigDict) -> None:
@@ -59,16 +86,17 @@ def _check_values(config: ConfigDict) -> None:
         node = config.get(section) if section else config
         if node is None or name not in node:
             raise ConfigError(f"config.{path}: missing; start a config from jaxdiff.config.default()")
-        check_type(path, node[name])
-        if field.allowed is not None and node[name] not in field.allowed:
+        value = _plain(node[name])
+        check_type(path, value)
+        if field.allowed is not None and value not in field.allowed:
             raise ConfigError(
-                f"config.{path}: {node[name]!r} is unknown; allowed: {', '.join(map(str, field.allowed))}"
-                + near(node[name], field.allowed)
+                f"config.{path}: {value!r} is unknown; allowed: {', '.join(map(str, field.allowed))}"
+                + near(value, field.allowed)
             )
-    for path, least in LEAST.items():
-        section, _, name = path.rpartition(".")
-        if config[section][name] < least:
-            raise ConfigError(f"config.{path}: {config[section][name]} given; need at least {least}")
+        if path in LEAST and value < LEAST[path]:
+            raise ConfigError(f"config.{path}: {value} given; need at least {LEAST[path]}")
+        if path in MOST and value > MOST[path]:
+            raise ConfigError(f"config.{path}: {value} given; need at most {MOST[path]}")
 
 
 def _check_components(config: ConfigDict) -> None:
@@ -116,7 +144,9 @@ def check_type(path: str, value: Any) -> None:
     wanted = FIELDS[path].default
     if path == "data.in_memory":
         return
-    if isinstance(wanted, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(wanted, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        if not -math.inf < value < math.inf:
+            raise ConfigError(f"config.{path}: {value} given; need a finite number")
         return
     if isinstance(wanted, dict) and isinstance(value, (dict, ConfigDict)):
         return
