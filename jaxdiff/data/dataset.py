@@ -153,6 +153,11 @@ def arrays(
     if len(set(counts.values())) != 1 or not counts["x0"]:
         raise ValueError(f"{name}: arrays need the same number (>= 1) of examples on axis 0, given {counts}")
     x0 = out["x0"]
+    if not x0.size:
+        raise ValueError(f"{name}: {key!r} has shape {x0.shape}; an example needs at least one value")
+    for k, v in values.items():
+        if k != key and v.dtype.kind not in "biufc":  # a batch goes to the devices whole
+            raise ValueError(f"{name}: array {k!r} has dtype {v.dtype}; give numbers only, and leave names out")
     if x0.dtype.kind == "f":
         if levels is not None:
             raise ValueError(f"{name}: levels={levels} is for integer arrays, given dtype {x0.dtype}; allowed: None")

@@ -166,6 +166,21 @@ ERRORS = {
     ),
     "no names": (lambda: data.arrays(U8), ValueError, r"arrays: a ndarray given; need arrays by name, {'x0'"),
     "label dtype": (lambda: data.arrays({"x0": U8, "label": np.ones(4)}), ValueError, r"label needs shape \(N,\)"),
+    "no values": (
+        lambda: data.arrays({"x0": np.ones((4, 0))}),
+        ValueError,
+        r"'x0' has shape \(4, 0\); an example needs",
+    ),
+    "names": (
+        lambda: data.arrays({"x0": U8, "file": np.array(list("abcd"))}),
+        ValueError,
+        r"array 'file' has dtype <U1; give numbers only",
+    ),
+    "dates": (
+        lambda: data.arrays({"x0": U8, "day": np.arange(4).astype("M8[D]")}),
+        ValueError,
+        r"'day' has dtype date",
+    ),
     "reserved name": (lambda: data.arrays({"x0": U8, "index": U8}), ValueError, r"\['index'\] given beside key='x0'"),
     "small set": (
         lambda: data.pipeline(data.load("digits"), 1438),
