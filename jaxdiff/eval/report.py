@@ -114,7 +114,7 @@ def report(
     - ``metrics``: ``{name: {samples, floor, samples_spread, floor_spread, ratio, count}}``: ``frechet``, ``kid``,
       ``precision``, ``recall`` on features; ``sliced_w2``, ``mmd`` on pixels. ``ratio`` is None where the floor is
       zero in expectation (kid, mmd) or the number is a share.
-    - ``memorisation``: ``{pixels, features: {ratio, copied, quantile}}``.
+    - ``memorisation``: ``{pixels, features: {ratio, copied, quantile, count}}``, of ``count`` samples.
     - ``class_agreement``: ``{samples, heldout, difference}`` when the network has logits and the samples labels;
       ``heldout`` (the classifier's own accuracy) and ``difference = samples - heldout`` need held-out labels.
     - ``count``, ``subsets``, ``seed``, ``stratified``, ``features``, ``sizes``.
@@ -151,12 +151,14 @@ def report(
         ours, floor = (_distances(points, features, drawn, name, limited, k, kernel) for name in ("samples", "train"))
         rows.append((ours, floor))
 
-    # the training set is searched whole, for a few of the samples and of the held-out points that give the scale
-    checked = slice(pairwise_limit)
-    scale = np.random.default_rng((seed, subsets)).permutation(len(points["heldout"]))[checked]
+    # the training set is searched whole, for a few of the samples and of the held-out points that give the scale:
+    # a random few, as either may come in order of class
+    generator = np.random.default_rng((seed, subsets))
+    scale, checked = (generator.permutation(len(sets[name]))[:pairwise_limit] for name in ("heldout", "samples"))
     spaces = {"pixels": points} if network.name == "pixels" else {"pixels": points, "features": features}
     copies = {
         where: memorisation(space["samples"][checked], space["train"], space["heldout"][scale])._asdict()
+        | {"count": len(checked)}
         for where, space in spaces.items()
     }
     return {
@@ -257,9 +259,8 @@ def report_table(result: dict[str, Any], *, digits: int = 3) -> str:
         rows.append([name, where, row["samples"], row["floor"], row["ratio"], row["count"]])
     for where, row in result["memorisation"].items():
         where = result["features"] if where == "features" else where
-        count = result["sizes"]["samples"]
-        rows.append(["nearest train ratio", where, row["ratio"], 1.0, row["ratio"], count])
-        rows.append(["copied share", where, row["copied"], row["quantile"], None, count])
+        rows.append(["nearest train ratio", where, row["ratio"], 1.0, row["ratio"], row["count"]])
+        rows.append(["copied share", where, row["copied"], row["quantile"], None, row["count"]])
     agreement = result["class_agreement"]
     if agreement is not None:
         count = result["sizes"]["samples"]

@@ -135,6 +135,14 @@ def test_unseen_images_are_not_called_copies(digits):
         assert result["memorisation"][where]["copied"] < 0.04
 
 
+def test_few_of_many_samples_are_checked_for_copies_whatever_their_order():
+    """Samples in order of class, as `jaxdiff eval` draws them: the first few are of the narrowest."""
+    widths = np.repeat(np.arange(1.0, 11.0), 200)[:, None]
+    samples, heldout, train = np.random.default_rng(0).normal(size=(3, 2000, 4)) * widths
+    found = ev.report(samples, heldout, train, subsets=1, pairwise_limit=200)["memorisation"]["pixels"]
+    assert 0.7 < found["ratio"] < 1.4 and found["count"] == 200
+
+
 def test_noise_and_a_missing_class_rise_above_the_floor(digits):
     train, train_labels, *_ = digits
     noisy = train[:900] + 0.5 * np.random.default_rng(0).normal(size=train[:900].shape)
