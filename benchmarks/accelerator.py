@@ -32,7 +32,7 @@ import jaxdiff as jd
 from jaxdiff import config as config_lib
 from jaxdiff.commands import assemble
 from jaxdiff.train import create_state, make_mesh, make_step, put_batch, replicated
-from jaxdiff.train.chips import CHIPS
+from jaxdiff.train.chips import peak_flops
 from jaxdiff.train.cost import flops
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -52,16 +52,6 @@ def described() -> dict:
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "float32_products": str(jax.config.jax_default_matmul_precision or "the device's default"),
     }
-
-
-def peak() -> float | None:
-    """Published bfloat16 FLOP/s of one device, if it is a known one."""
-    kind = jax.devices()[0].device_kind.lower()
-    for chip in CHIPS:
-        words = chip.name.lower().replace("tpu", "").split()
-        if words[0] in kind:
-            return chip.bf16
-    return None
 
 
 def median_seconds(call, repeats: int) -> float:
@@ -103,7 +93,7 @@ def dit(size: str, batch: int, shape: tuple[int, ...], repeats: int, inner: int,
         return carried[0], metrics
 
     seconds = median_seconds(train, repeats) / inner
-    top = peak()
+    top = peak_flops(jax.devices()[0].device_kind, bfloat16=True)
     row = {
         "size": size,
         "batch": batch,
@@ -162,7 +152,7 @@ def main() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
 
-    for name, ours, theirs, inner in sampling.cases(unet=True):
+    for name, ours, theirs, inner in sampling.cases(""):
         measure = lambda: sampling.measure(ours, theirs, args.pairs, inner)  # noqa: B023
         report["sampling"][name] = attempt(name, measure)
         store()

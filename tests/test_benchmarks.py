@@ -28,8 +28,8 @@ def test_the_accelerator_benchmark_calls_the_others_as_they_are(accelerator):
     for case in accelerator.train_step.CASES:
         inspect.signature(accelerator.train_step.measure).bind(*case, 1)
     inspect.signature(accelerator.sampling.measure).bind(None, None, 1, 1)
-    inspect.signature(accelerator.sampling.cases).bind(unet=True)
-    assert "cpu" in accelerator.described()["platform"] and accelerator.peak() is None
+    inspect.signature(accelerator.sampling.cases).bind("")
+    assert "cpu" in accelerator.described()["platform"]
 
 
 def test_a_part_that_fails_is_recorded_and_costs_no_other(accelerator):
