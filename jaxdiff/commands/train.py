@@ -29,6 +29,7 @@ from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import batch_shards, check_batch_size, replicated
 from jaxdiff.train.metrics import WandbWriter, Writer, load_wandb
+from jaxdiff.train.state import abstract_state
 
 __all__ = ["open_workdir", "read_metrics", "run"]
 
@@ -43,16 +44,19 @@ FREE = (
 BEGUN = (".lock", "config.json.partial")  # what a run that was killed while it stored its config leaves
 
 
-def open_workdir(path: str, config: ConfigDict, hold: contextlib.ExitStack, change: bool = False) -> epath.Path:
+def open_workdir(
+    path: str, config: ConfigDict, hold: contextlib.ExitStack, change: bool = False, target: Any = None
+) -> epath.Path:
     """The working directory, made if missing, locked in ``hold``, holding ``config`` as config.json.
 
     Raises ConfigError when it cannot be written, holds something else, or holds another config: the differences are
-    shown, and ``change=True`` accepts them; CheckpointError when a newer jaxdiff went on from here. Nothing is written
-    before all checks have passed, the config not before the lock is held: a second run must not change what a live one
-    reads.
+    shown, and ``change=True`` accepts them; CheckpointError when a newer jaxdiff went on from here, or when the checkpoints
+    of a changed run do not fit its state ``target``. Nothing is written before all checks have passed, the config not before
+    the lock is held: a second run must not change what a live one reads.
     """
     workdir = epath.Path(path)
-    stored = workdir / "config.json"
+    stored, checkpoints = workdir / "config.json", workdir / "checkpoints"
+    lines: list[Any] = []
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"workdir: {path} is a file; give a folder")
     if stored.exists():
@@ -69,8 +73,12 @@ def open_workdir(path: str, config: ConfigDict, hold: contextlib.ExitStack, chan
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         hold.enter_context(WorkdirLock(workdir))
-        if (workdir / "checkpoints").is_dir():
-            Checkpointer(workdir / "checkpoints", read_only=True).check_version()
+        if checkpoints.is_dir():
+            known = Checkpointer(checkpoints, read_only=True)
+            known.check_next(target if lines else None)
+            seed = next((line for line in lines if line.path == "seed"), None)
+            if seed and known.steps():
+                raise ConfigError(f"config.seed: {seed.given} given; the checkpoints of {path} have {seed.saved}")
         config_lib.store(config, stored)
     except OSError as error:
         raise ConfigError(f"workdir: cannot write to {path} ({error.strerror or error})") from None
@@ -106,9 +114,14 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
         process_count=jax.process_count(),
     )
     players = assemble.game(made)
+    rules = layout.rules(config, mesh.shape["tensor"])
+    target = None
+    if change or not (epath.Path(path) / "config.json").exists():
+        # what does not fit, a network the data or a changed run its checkpoints, must be known before anything is written
+        target = abstract_state(players, made.init, mesh, rules, config.mesh.min_bytes)
     assemble.table(made)  # a solver or guidance that does not fit must fail now, not after training
     assemble.check_guidance(made, config.guidance.name)
-    with _claim(path, config, change) as workdir:
+    with _claim(path, config, change, target) as workdir:
         use_compile_cache(workdir)
         t = config.train
         facts = {
@@ -132,7 +145,7 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 steps=t.steps,
                 seed=config.seed,
                 mesh=mesh,
-                rules=layout.rules(config, mesh.shape["tensor"]),
+                rules=rules,
                 min_bytes=config.mesh.min_bytes,
                 parallel=layout.route(config),
                 accumulate=t.accumulate,
@@ -163,14 +176,14 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
 
 
 @contextlib.contextmanager
-def _claim(path: str, config: ConfigDict, change: bool) -> Iterator[epath.Path]:
+def _claim(path: str, config: ConfigDict, change: bool, target: Any) -> Iterator[epath.Path]:
     """The working directory, opened and locked by process 0; the others learn whether it could be."""
     with contextlib.ExitStack() as stack:
         trouble: Exception | None = None
         workdir = epath.Path(path)
         if jax.process_index() == 0:
             try:
-                workdir = open_workdir(path, config, stack, change)
+                workdir = open_workdir(path, config, stack, change, target)
             except Exception as error:
                 trouble = error
         refused = distributed.agree(int(trouble is not None))
@@ -229,11 +242,13 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 def draw_losses(workdir: epath.Path) -> None:
     """loss.png from metrics.jsonl."""
     rows = [row for row in read_metrics(workdir) if "model/loss" in row or "loss" in row]
-    curves = {}
+    curves: dict[str, tuple] = {}
     for name in ("loss", "model/loss"):
-        steps = [row["step"] for row in rows if name in row]
-        if steps:
-            curves["loss"] = (steps, [row[name] for row in rows if name in row])
+        known = [
+            (row["step"], row[name]) for row in rows if row.get(name) is not None
+        ]  # null: every update was refused
+        if known:
+            curves["loss"] = tuple(zip(*known))
     if curves:
         loss_curves(curves, workdir / "loss.png", title="training loss")
 

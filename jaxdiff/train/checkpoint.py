@@ -26,7 +26,7 @@ from etils import epath
 import jaxdiff
 from jaxdiff.train import checkpoint_directory as folder
 from jaxdiff.train.checkpoint_errors import CheckpointError, DamagedStep, collect_quietly, one_line, system_reason
-from jaxdiff.train.checkpoint_read import FORMAT, from_chief, open_record, read_items, verify
+from jaxdiff.train.checkpoint_read import FORMAT, check_fits, from_chief, open_record, read_items, verify
 from jaxdiff.train.checkpoint_retention import Retention
 from jaxdiff.train.checkpoint_state import join_ema, plain_json, savable, split_ema
 from jaxdiff.train.config_diff import Difference, check_same_config
@@ -138,13 +138,16 @@ class Checkpointer:
         """The caller's meta of a checkpoint (its record is verified, its arrays are not read)."""
         return open_record(self._path(step)).payload["meta"]
 
-    def check_version(self) -> None:
-        """Raise CheckpointError if a run that went on from here would meet a checkpoint of another format."""
+    def check_next(self, target: Any = None) -> None:
+        """Raise CheckpointError if a run that went on from here would meet a checkpoint of another format, or one that does
+        not fit the state ``target`` (abstract, say). Reads records alone."""
         for step in reversed(self.steps()):
             try:
-                open_record(self._path(step))
+                leaves = open_record(self._path(step)).leaves
             except DamagedStep:
                 continue
+            for item, tree in zip(("state", "ema"), self._split(target) if target is not None else ()):
+                check_fits(self._path(step), item, leaves.get(item, {}), named_leaves(tree))
             return
 
     def verify(self, step: int) -> str | None:

@@ -23,7 +23,7 @@ from jaxdiff.train.checkpoint_errors import (
 from jaxdiff.train.checkpoint_state import empty, like, place, readable
 from jaxdiff.train.digest import Leaf, first_mismatch, leaf_of, named_leaves
 
-__all__ = ["FORMAT", "from_chief", "open_record", "read_items", "verify"]
+__all__ = ["FORMAT", "check_fits", "from_chief", "open_record", "read_items", "verify"]
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -149,6 +149,14 @@ def _read_verified(
     return arrays
 
 
+def check_fits(path: epath.Path, item: str, stored: Mapping[str, Leaf], wanted: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless an item of the checkpoint at ``path`` has the leaves that are wanted of it."""
+    fault = first_mismatch(stored, {name: leaf_of(leaf) for name, leaf in wanted.items()})
+    if fault:
+        prefix = "ema/" if item == "ema" else ""
+        raise CheckpointError(f"checkpoint {path} does not fit this program: {prefix}{fault}")
+
+
 def read_items(path: epath.Path, targets: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Read and verify some items (together).
 
@@ -173,10 +181,7 @@ def read_items(path: epath.Path, targets: Mapping[str, Any]) -> tuple[tuple[Any,
         stored = record.leaves.get(item, {})
         wanted[item] = dict.fromkeys(stored) if loose else named_leaves(target)
         if not loose:
-            fault = first_mismatch(stored, {name: leaf_of(leaf) for name, leaf in wanted[item].items()})
-            if fault:
-                prefix = "ema/" if item == "ema" else ""
-                raise CheckpointError(f"checkpoint {path} does not fit this program: {prefix}{fault}")
+            check_fits(path, item, stored, wanted[item])
 
     several = jax.process_count() > 1
     if several:

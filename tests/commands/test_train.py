@@ -129,6 +129,30 @@ def test_another_config_is_refused_with_the_difference(config_file, finished, ca
     assert (finished / "config.json").read_text() == stored
 
 
+@pytest.mark.parametrize(
+    ("field", "words"), [("network.width=24", "does not fit this program"), ("seed=4", "have 0")]
+)
+def test_a_change_that_the_checkpoints_refuse_is_not_stored(config_file, finished, capsys, field, words):
+    """It was, and the run could no longer be sampled from."""
+    before = contents(finished)
+    argv = ["--config", config_file, "--workdir", str(finished), f"--config.{field}", "--allow-config-change"]
+    assert words in one_line(capsys, "train", *argv)
+    after = contents(finished)
+    assert {name: text for name, text in after.items() if name != ".lock"} == {
+        name: text for name, text in before.items() if name != ".lock"
+    }
+
+
+def test_losses_that_were_all_refused_are_not_drawn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": null}\n')
+    commands.draw_losses(tmp_path)
+    assert not (tmp_path / "loss.png").exists()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 0.5}\n')
+    commands.draw_losses(tmp_path)
+    assert (tmp_path / "loss.png").exists()
+
+
 def test_second_run_changes_nothing_of_a_live_one(config_file, finished, capsys):
     stored = (finished / "config.json").read_text()
     with WorkdirLock(finished):
@@ -317,6 +341,8 @@ BAD = [
      "--config.solver.name=ancestral", "needs Gaussian noise"),
     ("--config.train.accumulate=7", "accumulate"),
     ("--config.data.conditional=False --config.guidance.name=cfg", "guidance.name: 'cfg' needs a network with labels"),
+    ("--config.network.name=unet", "UNet: x has shape (1, 2); it needs (B, H, W, C)"),
+    ("--config.mesh.rules=(('kernel','tensr'),)", "tensr"),
 ]  # fmt: skip
 
 
