@@ -26,6 +26,8 @@ from jaxdiff.train.mesh import batch_sharding, batch_shards, make_mesh
 from jaxdiff.train.metrics import replace_text
 from jaxdiff.train.state import abstract_state
 
+PICTURED = 100  # samples a picture shows
+
 __all__ = ["averaged", "batch", "is_image", "labels", "load_run", "run", "show", "to_file"]
 
 
@@ -49,6 +51,8 @@ def load_run(path: str, overrides: dict[str, str]) -> tuple[assemble.Setup, Any,
         if field.partition(".")[0] not in config_lib.RELEVANT["eval"]:
             allowed = ", ".join(sorted(config_lib.RELEVANT["eval"]))
             raise ConfigError(f"config.{field}: fixed by the training of {path}; allowed here: fields of {allowed}")
+        if field == "data.conditional":
+            raise ConfigError(f"config.{field}: fixed by the training of {path}, whose network has labels or none")
     source = assemble.dataset(config, config.data.split)
     made = assemble.setup(config, source)
     if not (workdir / "checkpoints").exists():
@@ -110,11 +114,13 @@ def run(path: str, overrides: dict[str, str], out: str | None, num: int | None, 
     target = epath.Path(out) if out else epath.Path(path) / "samples.png"
     if target.suffix not in (".png", ".npz"):
         raise ConfigError(f"out: {out!r} given; need a name ending in .png or .npz")
-    if num is not None and num < 1:
-        raise ConfigError(f"num: {num} given; need at least 1")
+    if num is not None and not 1 <= num <= config_lib.MOST["sample.num"]:
+        raise ConfigError(f"num: {num} given; need 1 to {config_lib.MOST['sample.num']}")
     made, params, source = load_run(path, overrides)
     config = made.config
     count = config.sample.num if num is None else num
+    if target.suffix == ".png" and count > PICTURED:
+        raise ConfigError(f"num: {count} given; a picture shows at most {PICTURED}, --out FILE.npz keeps all")
     check_writable(target, "out")
     d = assemble.shaped(made, assemble.denoiser(made, params), config.guidance.name, config.guidance.scale)
     wanted = assemble.labels_for(made, count, label)
@@ -122,14 +128,12 @@ def run(path: str, overrides: dict[str, str], out: str | None, num: int | None, 
         identity = {"config": config.to_dict(), "num": count, "label": label, "parameters": fingerprint(params)}
         to_file(made, d, count, wanted, target, identity, source.levels)
         picture = target.parent / (target.stem + ".png")
-        first = head(target, min(count, 100))
+        first = head(target, min(count, PICTURED))
     else:
-        picture, shown = target, min(count, 100)
-        if wanted is not None and label is None and made.num_classes == 10 and shown == 100:
+        picture = target
+        if wanted is not None and label is None and made.num_classes == 10 and count == 100:
             wanted = np.repeat(np.arange(10, dtype=np.int32), 10)  # one class a row
-        first = many(
-            made, d, shown, seed=config.sample.seed, cond=None if wanted is None else wanted[:shown], title="sample"
-        )
+        first = many(made, d, count, seed=config.sample.seed, cond=wanted, title="sample")
     show(first, picture)
     return target
 

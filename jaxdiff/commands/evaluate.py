@@ -9,11 +9,15 @@ import numpy as np
 from etils import epath
 
 from jaxdiff.commands import assemble, draw
+from jaxdiff.config import ConfigError
+from jaxdiff.data import Dataset
 from jaxdiff.eval import class_agreement, default_network, image_grid, report, report_table
 from jaxdiff.eval.report import quotas
 from jaxdiff.eval.whole_file import write_whole
 
 __all__ = ["run"]
+
+LEAST = 5  # points that every distance needs
 
 
 def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
     made, params, source = draw.load_run(path, overrides)
     config, workdir = made.config, epath.Path(path)
     draw.check_writable(workdir / "metrics.json", "workdir")
-    heldout = assemble.dataset(config, config.data.heldout)
+    heldout = _heldout(made, source)
     plain = assemble.denoiser(made, params)
     real, train = heldout.examples(), source.examples()
     count = config.eval.num
@@ -66,6 +70,26 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
             f"({g['count']} samples); the classifier's own held-out accuracy: {own:.4f} ({g['difference']:+.4f})"
         )
     return result
+
+
+def _heldout(made: assemble.Setup, source: Dataset) -> Dataset:
+    """The split to compare with; refused, before anything is drawn, where the training set cannot be compared with it."""
+    data = made.config.data
+    refuse = lambda why: ConfigError(f"config.data.heldout: {data.heldout!r} given; {why}")
+    if data.heldout == data.split:
+        raise refuse("it is the split trained on, which tells nothing of copies; need another one")
+    try:
+        heldout = assemble.dataset(made.config, data.heldout)
+    except ValueError as error:
+        raise refuse(str(error)) from error
+    if heldout.shape != source.shape:
+        raise refuse(f"its examples have shape {heldout.shape}, those trained on {source.shape}")
+    if len(heldout) < LEAST:
+        raise refuse(f"it has {len(heldout)} examples; need at least {LEAST}")
+    if made.num_classes and not 1 <= (heldout.num_classes or 0) <= made.num_classes:
+        given = f"labels of {heldout.num_classes} classes" if heldout.num_classes else "no labels"
+        raise refuse(f"it has {given}, the network knows {made.num_classes}")
+    return heldout
 
 
 def _guided(made: assemble.Setup, plain: Any, source: Any, picture: epath.Path) -> dict[str, Any] | None:

@@ -5,13 +5,14 @@ component (process, network, ...) is a section with a ``name`` and, beside it, t
 are plain dictionaries of strings, resolved when something is built: nothing here imports jax.
 """
 
-from jaxdiff.config.fields import FIELDS, RELEVANT, Field, default, describe, options
+from jaxdiff.config.fields import FIELDS, MOST, RELEVANT, Field, default, describe, options
 from jaxdiff.config.files import apply_overrides, load, restore, store
 from jaxdiff.config.names import NAMES, TARGETS, TIMES, WEIGHTINGS, ConfigError, near, resolve
 from jaxdiff.config.validate import check, check_type, option_parameters
 
 __all__ = [
     "FIELDS",
+    "MOST",
     "NAMES",
     "RELEVANT",
     "TARGETS",

@@ -14,9 +14,9 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from jaxdiff import cli
+from jaxdiff import cli, data
 from jaxdiff import config as config_lib
-from jaxdiff.commands import assemble, draw
+from jaxdiff.commands import assemble, draw, evaluate
 from jaxdiff.train import make_mesh, replicated
 
 
@@ -183,7 +183,7 @@ def test_chunks_of_another_run_are_refused(run, tmp_path, capsys):
 
 BAD = [
     (["--label", "10"], "allowed: 0..9"),
-    (["--num", "0"], "need at least 1"),
+    (["--num", "0"], "num: 0 given; need 1 to"),
     (["--out", "x.jpg"], ".png or .npz"),
     (["--config.solver.name=hein"], "did you mean 'heun'"),
     (["--config.guidance.name=cfgg"], "did you mean"),
@@ -196,11 +196,15 @@ BAD = [
     (["--config.process.name=vp"], "config.process.name: fixed by the training of"),
     (["--config.objective.target=data"], "allowed here: fields of data, eval, guidance, sample, solver"),
     (["--config.data.name=toy2d:rings"], "checkpoint"),
+    (["--config.data.conditional=False"], "config.data.conditional: fixed by the training of"),
+    (["--num", "101"], "num: 101 given; a picture shows at most 100, --out FILE.npz keeps all"),
+    (["--out", "x.npz", "--num", str(2**32)], "num: 4294967296 given; need 1 to 2147483647"),
 ]
 
 
 BAD_EVAL = [
     (["--config.data.heldout=tset"], "did you mean 'test'"),
+    (["--config.data.heldout=train"], "config.data.heldout: 'train' given; it is the split trained on"),
     (["--config.eval.num=2"], "config.eval.num: 2 given; need at least 5"),
     (["--config.eval.subsets=0"], "config.eval.subsets: 0 given"),
     (["--config.data.name=npz:/nowhere.npz"], "/nowhere.npz"),
@@ -284,6 +288,28 @@ def test_a_batch_lies_where_the_parameters_do(run):
     d = assemble.denoiser(made, jax.device_put(params, replicated(few)))
     drawn = draw.batch(made, assemble.table(made), d, jax.random.key(0), 0, 8, mesh=few)
     assert drawn.devices() == set(few.devices.flat) and np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"x0": np.zeros((9, 7, 8, 1))}, "its examples have shape (7, 8, 1), those trained on (8, 8, 1)"),
+        ({"x0": np.zeros((4, 8, 8, 1))}, "it has 4 examples; need at least 5"),
+        ({"x0": np.zeros((9, 8, 8, 1))}, "it has no labels, the network knows 10"),
+        (
+            {"x0": np.zeros((9, 8, 8, 1)), "label": np.arange(9) + 2},
+            "it has labels of 11 classes, the network knows 10",
+        ),
+        (None, "config.data.heldout: 'test' given; data.split"),
+    ],
+)
+def test_a_held_out_set_that_does_not_fit_is_known_before_drawing(values, words, run, monkeypatch):
+    made, _, source = draw.load_run(str(run), {})
+    other = source if values is None else data.arrays(values)
+    monkeypatch.setattr(assemble, "dataset", lambda *_: other if values else data.load("digits", "tst"))
+    with pytest.raises(config_lib.ConfigError) as caught:
+        evaluate._heldout(made, source)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_eval_writes_metrics_and_picture(run, capsys):
