@@ -34,12 +34,16 @@ class Average:
 
     def beta(self, update: jax.Array) -> jax.Array:
         """Weight kept on the old average at the ``update``-th update (1-based), float32 scalar."""
+        return 1.0 - self.weight(update)
+
+    def weight(self, update: jax.Array) -> jax.Array:
+        """``1 - beta``, the weight of the new parameters: accurate where float32 could not tell beta from 1."""
         t = jnp.asarray(update, jnp.float32)
         if self.kind == "power":
-            return (1.0 - 1.0 / t) ** (self.value + 1.0)
+            return -jnp.expm1((self.value + 1.0) * jnp.log1p(-1.0 / t))
         if self.warmup:
-            return jnp.minimum(self.value, (1.0 + t) / (10.0 + t))
-        return jnp.full((), self.value, jnp.float32)
+            return jnp.maximum(1.0 - self.value, 9.0 / (10.0 + t))
+        return jnp.full((), 1.0 - self.value, jnp.float32)
 
 
 def decay(rate: float = 0.999, warmup: bool = True) -> Average:
@@ -79,13 +83,12 @@ def update(ema: tuple[Any, ...], params: Any, profiles: Sequence[Average], count
     """All averages after the ``count``-th update (1-based) that produced ``params``."""
 
     def one(profile: Average, average: Any) -> Any:
-        beta = profile.beta(count)
+        weight = profile.weight(count)
 
         def mix(old: jax.Array, new: jax.Array) -> jax.Array:
             if not jnp.issubdtype(old.dtype, jnp.inexact):
                 return new
-            kept = beta.astype(old.dtype)
-            return kept * old + (1 - kept) * new
+            return old + weight.astype(old.dtype) * (new - old)
 
         return jax.tree.map(mix, average, params)
 

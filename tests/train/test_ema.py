@@ -36,6 +36,17 @@ def test_first_power_update_forgets_the_start():
     assert float(power(gamma=3.0).beta(1)) == 0.0
 
 
+@pytest.mark.parametrize("profile", [power(std=0.05), power(gamma=2.0), decay(0.9999), decay(0.9999, warmup=False)])
+def test_weights_are_accurate_however_long_the_run(profile):
+    """In float32 1 - 1/t is 1 from t = 3e7 on, where a power average would have stood still."""
+    for t in (1, 2, 10, 1000, 10**5, 10**6, 10**7, 10**9):
+        if profile.kind == "power":
+            exact = -np.expm1((profile.value + 1) * np.log1p(-1 / t)) if t > 1 else 1.0
+        else:
+            exact = max(1 - profile.value, 9 / (10 + t) if profile.warmup else 0)
+        assert float(profile.weight(np.int32(t))) == pytest.approx(exact, rel=1e-6), t
+
+
 def test_width_and_exponent_are_inverse():
     for gamma in (0.0, 1.0, 6.94, 16.97, 100.0):
         assert gamma_of_std(std_of_gamma(gamma)) == pytest.approx(gamma, abs=1e-6)
