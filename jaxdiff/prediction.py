@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +40,11 @@ __all__ = [
     "condition",
     "denoiser",
     "evaluate",
+    "given",
     "lift",
     "linear_form",
     "network_inputs",
+    "on_device",
     "on_path",
     "pair",
     "start",
@@ -224,12 +228,29 @@ class Form:
     linear: tuple
 
 
+# What a denoiser computes with is a copy of its process on the device, in float32; makers of tables want the numbers that
+# were given, in float64. Copies made by jax (a denoiser put through jit or tree_map) have only themselves.
+_GIVEN: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def on_device(process: Any) -> Any:
+    """A copy of ``process`` with jax leaves, for a denoiser to keep: numpy ones would be transferred again at every call."""
+    copy = jax.tree_util.tree_map(jnp.asarray, process)
+    _GIVEN[copy] = given(process)
+    return copy
+
+
+def given(process: Any) -> Any:
+    """The process of which ``process`` is :func:`on_device`'s copy, itself if it is none."""
+    return _GIVEN.get(process, process)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network with the meaning of its output: ``d(x, t, r=None) -> Prediction``. Build with :func:`denoiser`."""
 
-    process: Process
+    path: Process
     params: Any
     cond: Any
     sigma_data: Any
@@ -237,6 +258,18 @@ class Denoiser:
     target: str = dataclasses.field(metadata={"static": True})
     clock: str = dataclasses.field(metadata={"static": True})
     two_time: bool = dataclasses.field(metadata={"static": True})
+
+    @property
+    def process(self) -> Process:
+        """The process it was built with: tables and grids may be made on it."""
+        return given(self.path)
+
+    def __repr__(self) -> str:
+        """One line, without the parameters' values."""
+        count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree_util.tree_leaves(self.params))
+        owner = getattr(self.apply, "owner", self.apply)
+        network = getattr(owner, "__name__", type(owner).__name__)
+        return f"Denoiser({network} of {count:,} parameters, {self.target!r} on {self.process.name!r})"
 
     def __call__(self, x: Any, t: Any, r: Any = None) -> Prediction:
         """Predict at state ``x`` (B, ...) and time ``t`` (left-aligned); alpha and sigma follow from t."""
@@ -270,15 +303,15 @@ class Denoiser:
         c_noise_r = None
         if self.two_time:
             r = query.t if query.r is None else query.r
-            at_r = self.process.coefficients(r)
-            c_noise_r = told_time(self.process, self.clock, r, at_r.alpha, at_r.sigma)
+            at_r = self.path.coefficients(r)
+            c_noise_r = told_time(self.path, self.clock, r, at_r.alpha, at_r.sigma)
         if self.target == "velocity":
-            c = dataclasses.replace(self.process.coefficients(query.t), alpha=alpha, sigma=sigma)
+            c = dataclasses.replace(self.path.coefficients(query.t), alpha=alpha, sigma=sigma)
         else:
             c = Coefficients(alpha, sigma, None, None, None)
         return Form(
             input_scale(self.target, alpha, sigma, self.sigma_data),
-            told_time(self.process, self.clock, query.t, alpha, sigma),
+            told_time(self.path, self.clock, query.t, alpha, sigma),
             c_noise_r,
             linear_form(self.target, c, self.sigma_data),
         )
@@ -329,9 +362,8 @@ def denoiser(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"clock: {clock!r} is unknown; allowed: {', '.join(CLOCKS)}{hint}")
     check_sigma_data(sigma_data)
-    # on the device once: numpy leaves would be transferred again at every call
-    process, sigma_data = jax.tree_util.tree_map(jnp.asarray, (process, leaf(sigma_data)))
-    made = Denoiser(process, params, cond, sigma_data, as_apply(apply), target, clock, bool(two_time))
+    path, spread = on_device(process), jnp.asarray(leaf(sigma_data))
+    made = Denoiser(path, params, cond, spread, as_apply(apply), target, clock, bool(two_time))
     check_labels(made, cond)
     return made
 
@@ -434,12 +466,12 @@ class CrossPath:
 
     @property
     def process(self) -> Process:
-        """The path it is asked on."""
-        return self.sampled
+        """The process it is asked on, as given."""
+        return given(self.sampled)
 
     def __call__(self, x: Any, t: Any, r: Any = None) -> Prediction:
         """Predict at a state and time of the sampling path."""
-        c = self.sampled.coefficients(t)
+        c = self.process.coefficients(t)
         return self.step(self.start(x), x, Query(t, r, c.alpha, c.sigma))[0]
 
     def start(self, x: Any) -> Any:
@@ -493,4 +525,4 @@ def on_path(inner: Any, sampled: Process, trained: Process | None = None) -> Cro
         raise ValueError(f"trained: missing, and a denoiser of type {type(inner).__name__} has no process of its own")
     if trained.noise.name != sampled.noise.name:
         raise ValueError(f"sampled: noise law {sampled.noise.name!r} given; the model's is {trained.noise.name!r}")
-    return CrossPath(lift(inner), trained, sampled)
+    return CrossPath(lift(inner), on_device(trained), on_device(sampled))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff import exact, guidance, process
+from jaxdiff import exact, guidance, process, solver
 from jaxdiff import prediction as pred
 from jaxdiff.network import MLP
 from jaxdiff.prediction import TARGETS, Prediction, Query, pair, target_of
@@ -503,3 +503,28 @@ def test_tabulated_forms_say_the_same(target):
         # what is identified is consistent: alpha x0 + sigma eps = x for any raw output
         if not (target == "data" and k == 0):
             np.testing.assert_allclose(c.alpha[k] * want.data + c.sigma[k] * want.noise, x, rtol=1e-3, atol=2e-4)
+
+
+def test_a_denoiser_tells_the_process_it_was_given():
+    """Whose float64 numbers makers of tables need: its own copy is in float32, and no grid of the process lies on that."""
+    x, path = draws((3, 2)).__next__(), process.vp()
+    d = pred.denoiser(path, Net().apply, Net().init(jax.random.key(0), x, jnp.zeros(())), target="vpred")
+    outer = solver.ddim(path, solver.grid.uniform(path, 2))
+    held = {
+        "plain": d,
+        "told": d.condition(None),
+        "guided": guidance.autoguidance(d, d, 2.0),
+        "clipped": guidance.clip(d),
+        "shifted": guidance.time_shift(d),
+        "nested": guidance.nested(d, outer, lambda p: solver.ddim(p, solver.grid.uniform(p, 1))),
+        "twice": pred.denoiser(d.process, Net().apply, d.params, target="vpred"),
+        "elsewhere": pred.on_path(d, path, process.vp(0.2)),
+    }
+    assert {name for name, one in held.items() if one.process is not path} == set()
+    own = solver.heun(d.process, solver.grid.logsnr(path, 5)).blocks
+    np.testing.assert_array_equal(own.B, solver.heun(path, solver.grid.logsnr(path, 5)).blocks.B)
+    assert np.isfinite(solver.learn.kl_bound(solver.grid.logsnr(path, 3), d, x, fine=1))
+    count = sum(leaf.size for leaf in jax.tree.leaves(d.params))
+    assert repr(d) == f"Denoiser(Net of {count} parameters, 'vpred' on 'vp')"
+    # what went through jax has its own numbers alone
+    np.testing.assert_allclose(jax.jit(lambda d: d)(d).process.path.beta_min, 0.1, rtol=1e-6)

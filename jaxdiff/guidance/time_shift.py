@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxdiff import prediction
 from jaxdiff.guidance.mix import ask
-from jaxdiff.prediction import Prediction, Query, evaluate, lift
+from jaxdiff.prediction import Prediction, Query, evaluate, given, lift, on_device
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 from jaxdiff.solver.hooks_time import matched_time
@@ -24,11 +24,16 @@ class TimeShift:
     """``inner`` asked at the time of the state's own variance; build with :func:`time_shift`."""
 
     inner: Any
-    process: Process
+    path: Process
     cutoff: Any
     data_variance: Any
     window: float = dataclasses.field(metadata={"static": True})
     resolution: float = dataclasses.field(metadata={"static": True})
+
+    @property
+    def process(self) -> Process:
+        """The process it was built with."""
+        return given(self.path)
 
     def __call__(self, x: Any, t: Any, r: Any = None) -> Any:
         """Predict at state ``x`` (B, ...) and time ``t``."""
@@ -41,16 +46,16 @@ class TimeShift:
     def time(self, x: Any, t: Any) -> jax.Array:
         """The times (B,) at which the inner denoiser is asked for ``x`` at ``t``."""
         u = matched_time(
-            self.process, x, t, window=self.window, data_variance=self.data_variance, resolution=self.resolution
+            self.path, x, t, window=self.window, data_variance=self.data_variance, resolution=self.resolution
         )
         t = jnp.broadcast_to(jnp.asarray(t, u.dtype), u.shape)
-        return jnp.where((t > self.cutoff) & (t < self.process.t_max), u, t)
+        return jnp.where((t > self.cutoff) & (t < self.path.t_max), u, t)
 
     def step(self, state: Any, x: Any, query: Query) -> tuple:
         """``(prediction, state)``: one evaluation, whose noise is kept and whose data follows at the nominal level."""
         t = self.time(x, query.t)
         here = jnp.broadcast_to(jnp.asarray(query.t, t.dtype), t.shape)
-        c = self.process.coefficients(t)
+        c = self.path.coefficients(t)
         moved = t != here
         # where nothing moved, the row's own coefficients, made in float64
         alpha, sigma = (jnp.where(moved, v, w) for v, w in ((c.alpha, query.alpha), (c.sigma, query.sigma)))
@@ -93,4 +98,4 @@ def time_shift(
             f"window, resolution: {window}, {resolution} given; need 0 <= window <= t_max, resolution > 0"
         )
     leaf = lambda v: jnp.asarray(v, jnp.float32)
-    return TimeShift(d, process, leaf(cutoff), leaf(data_variance), float(window), float(resolution))
+    return TimeShift(d, on_device(process), leaf(cutoff), leaf(data_variance), float(window), float(resolution))
