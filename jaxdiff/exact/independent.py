@@ -19,8 +19,10 @@ class Independent:
 
     @property
     def law(self) -> Any:
-        """The noise law each world's posteriors are for, as a tree."""
-        return self._each(lambda world: getattr(world, "law", "gaussian"))
+        """The noise law that the posteriors are for: one name if all worlds have the same, else the tree of their names."""
+        names = self._each(lambda world: getattr(world, "law", "gaussian"))
+        one, *others = set(jax.tree_util.tree_leaves(names))
+        return names if others else one
 
     def predict(self, x: Any, alpha: Any, sigma: Any) -> Any:
         """A prediction for every part of ``x``, at its own ``alpha`` and ``sigma``: all trees, as a joined table gives."""

@@ -51,6 +51,16 @@ def test_parts_are_predicted_each_by_its_own_world():
     np.testing.assert_array_equal(got["label"].log_probs, label.predict(x["label"]).log_probs)
 
 
+def test_parts_of_one_law_make_a_denoiser():
+    path = process.linear()
+    one, two = exact.Gaussian([0.5], 0.2), exact.Gaussian([-1.0], 0.6)
+    d = exact.denoiser(exact.Independent({"a": one, "b": two}), process.per_leaf({"a": path, "b": path}))
+    x = {"a": np.full((2, 1), 0.3, np.float32), "b": np.full((2, 1), -0.4, np.float32)}
+    told = d(x, 0.25)
+    for name, world in {"a": one, "b": two}.items():
+        np.testing.assert_array_equal(told[name].data, world.predict(x[name], 0.75, 0.25).data)
+
+
 def test_worlds_and_processes_of_other_laws_are_refused():
     tokens = exact.enumerable(PROBS)
     cases = {
