@@ -74,6 +74,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'jaxdiff.solver' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """All public names, also those that are not loaded yet."""
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "Adapted",
     "Affine",

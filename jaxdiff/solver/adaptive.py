@@ -127,4 +127,4 @@ def adaptive_ode(
     out, steps = jax.vmap(one)(x, cond)
     # a solver whose first stage is the last step's final one evaluates it once, at the start; and one jump to data
     reused = bool(solver.tableau.fsal)
-    return Adapted(out, steps, steps * (solver.tableau.num_stages - reused) + reused + 1)
+    return Adapted(out.astype(x.dtype), steps, steps * (solver.tableau.num_stages - reused) + reused + 1)

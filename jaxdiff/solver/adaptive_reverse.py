@@ -126,4 +126,4 @@ def adaptive_sde(
     keys = sample_keys(row_keys(key, 1)[0], sample_indices(index, x.shape[0]))
     words = jax.vmap(lambda k: jax.random.bits(k, (2,), jnp.uint32))(keys)
     out, steps = jax.vmap(one)(x, cond, jax.random.wrap_key_data(words, impl="threefry2x32"))
-    return Adapted(out, steps, steps * STAGES[method] + (1 if alpha[0] > 0 else 2))
+    return Adapted(out.astype(x.dtype), steps, steps * STAGES[method] + (1 if alpha[0] > 0 else 2))

@@ -45,6 +45,11 @@ class AffineBlock:
     law: Any
     start_gain: Any = None
 
+    def __repr__(self) -> str:
+        """What a row reads, not its numbers."""
+        kind = "stochastic" if self.stochastic else "deterministic"
+        return f"AffineBlock(A {np.shape(self.A)}, B {np.shape(self.B)}, {kind})"
+
     @property
     def draws(self) -> bool:
         """Whether rows draw fresh noise."""

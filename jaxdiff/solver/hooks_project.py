@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdiff.process.coefficients import expand
 from jaxdiff.solver.executor import Hooks, hooks
-from jaxdiff.solver.table import Table, device
+from jaxdiff.solver.table import Table, affine_block, device
 
 __all__ = ["Affine", "Box", "Known", "affine", "box", "combine", "inpaint", "keep", "known"]
 
@@ -143,7 +143,8 @@ class _Inpaint:
             n = jax.vmap(lambda k: jax.random.normal(k, y_next.shape[1:], y_next.dtype))(own)
         # P(x) = (I - N) x + v: keep (I - N) y, and put alpha v + sigma N n in the rest
         v = self.constraint(jnp.zeros_like(y_next))
-        return (self.constraint(y_next) - v) + alpha * v + sigma * (n - self.constraint(n) + v), s
+        held = (self.constraint(y_next) - v) + alpha * v + sigma * (n - self.constraint(n) + v)
+        return held.astype(y_next.dtype), s
 
 
 def inpaint(table: Table, constraint: Any, *, noise: Any = None) -> Hooks:
@@ -161,7 +162,7 @@ def inpaint(table: Table, constraint: Any, *, noise: Any = None) -> Hooks:
         raise ValueError(
             f"constraint: a {type(constraint).__name__} given; inpaint() takes those of affine() and known()"
         )
-    block: Any = device(table).blocks
+    block = affine_block(device(table), "inpaint()")
     return hooks(correct=_Inpaint(constraint, block.alpha, block.sigma, noise))
 
 

@@ -13,6 +13,7 @@ from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 from jaxdiff.solver.adaptive import stateless, tell
+from jaxdiff.solver.affine_block import wide
 from jaxdiff.solver.build import NOISE, Rows
 from jaxdiff.solver.executor import Hooks, advance, begin, draw_noise, hooks, rows_of, run
 from jaxdiff.solver.grid import as_grid
@@ -116,7 +117,8 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
     ``eps_t = (x_t - alpha_t x0)/sigma_t``, and keeps ``z = (x_s - mean(x_t))/C`` of the row's own mean. Any table that
     draws noise, multistep too. Under the true denoiser and a true posterior row, z is standard normal.
 
-    ``x0`` (B, ...); ``key``, ``index`` as in ``run``. Decode with :func:`decode_noise`, under this denoiser or another.
+    ``x0`` (B, ...), encoded in float32 at least; ``key``, ``index`` as in ``run``. Decode with :func:`decode_noise`, under
+    this denoiser or another.
     Raises ValueError for tables that draw no noise.
     """
     check_key(key)
@@ -125,6 +127,7 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
     if getattr(block, "C", None) is None or block.start_noise is not None:
         raise ValueError("table: encode_noise() needs one that draws noise in its rows (ddim(eta=1), ancestral, ...)")
     d, x0 = prediction.lift(d), jnp.asarray(x0)
+    x0 = x0.astype(wide(x0))
     index = sample_indices(index, x0.shape[0])
     fresh = draw_noise(table, sample_keys(key, index), x0)
     start = expand(block.alpha[0], x0) * x0 + expand(block.sigma[0], x0) * fresh
@@ -132,10 +135,13 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
 
     def step(carry: tuple, xs: tuple) -> tuple:
         (state, eps, placed), (row, (alpha, sigma)) = carry, xs
-        y, C = state.y[0], row.blocks.C
+        y = state.y[0]
+        alpha, sigma, C, here, level = (
+            expand(v, y) for v in (alpha, sigma, row.blocks.C, row.blocks.alpha, row.blocks.sigma)
+        )
         n = draw_noise(table, sample_keys(row.key, index), y)
         # the state after a stage without noise is not one of the path's: its step's start tells the noise
-        eps = jnp.where(placed, (y - row.blocks.alpha * x0) / row.blocks.sigma, eps)
+        eps = jnp.where(placed, (y - here * x0) / level, eps)
         to = alpha * x0 + jnp.sqrt(jnp.maximum(sigma**2 - C**2, 0)) * eps + C * n
         mean = row_mean(table, d, state, row)
         z = jnp.where(C > 0, (to - mean) / jnp.where(C > 0, C, 1), 0)
@@ -143,7 +149,7 @@ def encode_noise(table: Table, d: Any, x0: Any, key: jax.Array, *, index: Any = 
         # decoding can add a residual to the ends of steps only, which make up for their stages
         residual = jnp.where(row.out, to - moved.y[0], 0)
         moved = dataclasses.replace(moved, y=(moved.y[0] + residual, *moved.y[1:]))
-        return (moved, eps, row.out | (C > 0)), (z, residual)
+        return (moved, eps, row.out | (row.blocks.C > 0)), (z, residual)
 
     rows = rows_of(table, key)
     first = (begin(table, d, start, key, index), fresh, jnp.asarray(True))

@@ -13,7 +13,7 @@ from jaxdiff import prediction
 from jaxdiff.process.coefficients import expand
 from jaxdiff.solver.adaptive import stateless, tell
 from jaxdiff.solver.executor import Hooks, hooks
-from jaxdiff.solver.table import Table, device
+from jaxdiff.solver.table import Table, affine_block, device
 
 __all__ = ["corrector", "langevin_step"]
 
@@ -24,7 +24,7 @@ def langevin_step(y: Any, score: Any, z: Any, *, step: Any = None, snr: Any = No
     """``y + e score + sqrt(2 e) z``, e given as ``step``, or ``2 scale (snr |z|/|score|)^2`` with norms per sample.
 
     The law whose score it is stays invariant as e -> 0: one step from N(0, v) ends at variance ``v + e^2/v``
-    (2011.13456). Shapes of y (B, ...). Raises ValueError unless exactly one of ``step``, ``snr`` is given.
+    (2011.13456). Shapes and dtype of y (B, ...). Raises ValueError unless exactly one of ``step``, ``snr`` is given.
     """
     if (step is None) == (snr is None):
         raise ValueError("step, snr: give exactly one of them")
@@ -33,7 +33,7 @@ def langevin_step(y: Any, score: Any, z: Any, *, step: Any = None, snr: Any = No
         size = norm(score)
         step = 2 * scale * (snr * norm(z) / jnp.where(size > 0, size, 1)) ** 2 * (size > 0)
     e = expand(step, y)
-    return y + e * score + jnp.sqrt(2 * e) * z
+    return (y + e * score + jnp.sqrt(2 * e) * z).astype(y.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +53,7 @@ class _Corrector:
         d = stateless(self.d, y_next, "a Langevin corrector")
         for i in range(self.count):
             told = tell(d, y_next, query)
-            score = -told.noise / jnp.where(noisy, sigma, 1)
+            score = -told.noise / expand(jnp.where(noisy, sigma, 1), y)
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, STREAM + np.uint32(i))
             z = jax.vmap(lambda k: jax.random.normal(k, y.shape[1:], y.dtype))(own)
             moved = langevin_step(y_next, score, z, snr=self.snr, scale=scale)
@@ -72,7 +72,8 @@ def corrector(table: Table, d: Any, *, snr: float = 0.16, count: int = 1) -> Hoo
     """
     if not snr > 0 or count < 1:
         raise ValueError(f"snr, count: {snr}, {count} given; need snr > 0 and count >= 1")
-    block: Any = device(table).blocks
+    table = device(table)
+    block = affine_block(table, "corrector()")
     alpha = np.asarray(block.alpha)
     scale = (alpha / np.append(alpha[1:], alpha[-1])) ** 2
     levels = tuple(jnp.asarray(v, block.alpha.dtype) for v in (np.asarray(table.time), alpha, block.sigma, scale))

@@ -52,6 +52,11 @@ class Table:
     r: Any = None
     mode: tuple[int, ...] | None = _static(None)
 
+    def __repr__(self) -> str:
+        """Its shape in one line, not its numbers."""
+        mode = "" if self.mode is None else f", mode={self.mode}"
+        return f"Table({self.rows} rows{' of a stack' if np.ndim(self.tau) > 1 else ''}, {self.blocks!r}{mode})"
+
     @property
     def rows(self) -> int:
         """K, padding included."""
@@ -84,6 +89,14 @@ def is_block(node: Any) -> bool:
 def blocks_of(table: Table) -> list:
     """The blocks in tree order."""
     return jax.tree_util.tree_leaves(table.blocks, is_leaf=is_block)
+
+
+def affine_block(table: Table, caller: str) -> AffineBlock:
+    """The table's one affine block, or a ValueError in the name of ``caller``."""
+    if not isinstance(table.blocks, AffineBlock):
+        kinds = ", ".join(sorted({type(block).__name__ for block in blocks_of(table)}))
+        raise ValueError(f"table: {caller} takes a table of one affine block; this one is a tree of blocks ({kinds})")
+    return table.blocks
 
 
 # A table is immutable, so its device copy is kept as long as the table lives: the documented call with a host

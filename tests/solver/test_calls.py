@@ -116,3 +116,13 @@ def test_bad_calls_are_one_line_errors(case):
     with pytest.raises(ValueError) as error:
         call()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_table_prints_its_shape():
+    whole = solver.heun(LINEAR, grid.uniform(LINEAR, 4))
+    assert repr(whole) == "Table(7 rows, AffineBlock(A (7, 1), B (7, 2), deterministic))"
+    assert repr(solver.stack([whole, DDIM])).startswith("Table(7 rows of a stack, AffineBlock(A (2, 7, 1)")
+
+
+def test_tools_that_load_late_are_listed():
+    assert set(solver.__all__) <= set(dir(solver))

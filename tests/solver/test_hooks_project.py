@@ -117,14 +117,32 @@ def test_hook_states_are_kept_apart():
     np.testing.assert_array_equal(states[:, 0, 3], np.arange(5))
 
 
+@pytest.mark.parametrize("kind, wide", [(jnp.bfloat16, False), (jnp.float32, True)])
+def test_states_keep_their_dtype(kind, wide):
+    """Of states narrower than the coefficients: bfloat16, and float32 where jax computes in float64."""
+    with jax.enable_x64(wide):
+        table, d = solver.ddim(LINEAR, grid.uniform(LINEAR, 2)), exact.denoiser(WORLD, LINEAR)
+        hook = solver.combine(
+            solver.inpaint(table, solver.known(np.array([True, False, False, False]), 0.25)),
+            solver.corrector(table, d),
+            solver.keep(solver.box(-3, 3)),
+        )
+        out = solver.sample(table, d, KEY, (3, 4), hooks=hook, dtype=kind)
+        assert out.dtype == kind
+        np.testing.assert_array_equal(np.asarray(out[:, 0], np.float64), 0.25)
+
+
 def test_refusals():
     table = TABLES[1]
+    both = solver.join({"a": table, "b": table})
     for text, call in {
         "no x has A x = b": lambda: solver.affine([[1.0, 0.0], [2.0, 0.0]], [1.0, 3.0]),
         r"A, b: shapes \(2, 4\), \(3,\)": lambda: solver.affine(A, [1.0, 2.0, 3.0]),
         r"need \(m, 2\)": lambda: solver.affine(A, B)(jnp.zeros((1, 2))),
         "low < high": lambda: solver.box(1, -1),
         "mask: dtype": lambda: solver.known([1.0], 0.0),
+        r"table: inpaint\(\) takes a table of one affine block": lambda: solver.inpaint(both, solver.affine(A, B)),
+        r"table: corrector\(\) takes": lambda: solver.corrector(both, exact.denoiser(WORLD, LINEAR)),
         "constraint: a Box": lambda: solver.inpaint(table, solver.box()),
         "key: missing": lambda: solver.run(
             table, exact.denoiser(WORLD, LINEAR), X, hooks=solver.inpaint(table, solver.known([True] * 4, 0.0))

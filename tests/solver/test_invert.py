@@ -70,6 +70,17 @@ def test_encoded_noise_gives_the_sample_back(make):
         assert float(jnp.max(jnp.abs(code.residual[-1]))) > 1e-3
 
 
+@pytest.mark.parametrize("kind, wide", [(jnp.bfloat16, False), (jnp.float32, True)])
+def test_narrow_samples_are_encoded_in_float32(kind, wide):
+    table = solver.ddim(LINEAR, grid.uniform(LINEAR, 3), eta=0.5)
+    with jax.enable_x64(wide):
+        d = exact.denoiser(WORLD, LINEAR)
+        x = WORLD.sample(jax.random.key(0), 8, kind)
+        back = invert.decode_noise(table, d, invert.encode_noise(table, d, x, jax.random.key(1)))
+        assert back.dtype == jnp.float32
+        np.testing.assert_allclose(back, np.asarray(x, np.float32), rtol=0, atol=2e-6)
+
+
 def test_encoded_noise_has_the_law_of_the_true_reverse_process():
     # Gaussian data of variance v: x_s - mean(x_t) = B (x0 - x0_hat) + C n, so E z^2 = 1 + (B/C)^2 Var(x0 | x_t)
     world = exact.Gaussian([0.3], 0.5)
