@@ -58,6 +58,10 @@ def _replace_data(told: Prediction, data: Any, noise: str, query: Query) -> Pred
     """The pair with other data; its noise "kept", or moved so that ``alpha x0 + sigma eps`` is unchanged ("consistent")."""
     if noise == "kept":
         return Prediction(data, told.noise)
+    if query.alpha is None:
+        raise ValueError(
+            "noise: 'consistent' needs alpha and sigma, which a plain function has not; use noise='kept'"
+        )
     alpha, sigma = expand(query.alpha, data), expand(query.sigma, data)
     change = jnp.where(sigma > 0, alpha / jnp.where(sigma > 0, sigma, 1), 0) * (told.data - data)
     return Prediction(data, told.noise + change)

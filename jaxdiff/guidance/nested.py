@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import prediction
+from jaxdiff.guidance.mix import ask
 from jaxdiff.prediction import Prediction, Query, lift
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
@@ -36,6 +37,10 @@ class Nested:
     def process(self) -> Any:
         """The inner denoiser's process, None for plain functions."""
         return getattr(self.inner, "process", None)
+
+    def __call__(self, x: Any, t: Any, r: Any = None) -> Prediction:
+        """Predict at state ``x`` (B, ...) and ``t``, the time of a row of the outer table."""
+        return ask(self, x, t, r)
 
     def start(self, x: Any) -> jax.Array:
         """How many outer rows have been asked, once a sample."""

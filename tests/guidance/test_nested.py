@@ -89,6 +89,14 @@ def test_every_rows_data_is_in_a_mode_with_its_weight():
     assert float(np.mean(np.asarray(seen[0]) * np.asarray(seen[1]) < 0)) > 0.05  # rows draw noise of their own
 
 
+def test_it_is_called_like_any_denoiser():
+    outer = solver.ddim(LINEAR, grid.uniform(LINEAR, 4))
+    x = jnp.linspace(-1, 1, 4)[:, None]
+    told, plain = nested(GAUSSIAN, outer, inner(1, 0.0))(x, 0.5), GAUSSIAN(x, 0.5)
+    np.testing.assert_allclose(told.data, plain.data, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(told.noise, plain.noise, rtol=1e-5, atol=1e-6)
+
+
 def test_noise_belongs_to_the_sample():
     outer = solver.ddim(LINEAR, grid.uniform(LINEAR, 3))
     x = jnp.linspace(-1, 1, 4)[:, None]

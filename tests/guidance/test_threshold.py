@@ -36,6 +36,8 @@ def test_bounds_and_noise():
 def test_refusals():
     with pytest.raises(ValueError, match="low < high"):
         clip(D, 1, -1)
+    with pytest.raises(ValueError, match="noise: 'consistent' needs alpha and sigma"):
+        clip(lambda x, t, r=None: D(x, t))(X, 0.3)
     with pytest.raises(ValueError, match="percentile: 2"):
         threshold(D, 2)
     with pytest.raises(ValueError, match="noise: 'free'"):
