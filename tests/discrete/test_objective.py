@@ -135,7 +135,7 @@ def errors(values, wanted):
     return abs(np.mean(values) - wanted) / error, error
 
 
-OPTIONS = {"iid": {}, "stratified": {"draw": "stratified"}, "squares": {"time": lambda u, p: u**2, "t_min": 0.01}}
+OPTIONS = {"iid": {}, "stratified": {"draw": "stratified"}, "squares": {"time": lambda u, p: u**2, "t_min": 0.4}}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
