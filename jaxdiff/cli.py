@@ -119,7 +119,8 @@ def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> dict[str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status. Errors a user can mend are one line on stderr, status 2."""
+    """Run the command line; returns the exit status. Errors a user can mend are one line on stderr, status 2 (3: training
+    stopped at losses that are not finite)."""
     parser = _parser()
     given = sys.argv[1:] if argv is None else argv
     if given and not given[0].startswith("-") and given[0] not in EXAMPLES:
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug or not (ours or isinstance(error, (ValueError, OSError, ModuleNotFoundError))):
             raise
         print(f"jaxdiff {args.command}: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_status", 2)
 
 
 def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:

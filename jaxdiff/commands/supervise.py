@@ -21,7 +21,7 @@ from types import FrameType
 __all__ = ["HEARTBEAT", "supervise"]
 
 HEARTBEAT = "heartbeat.json"
-DONE, REFUSED = 0, 2  # exit statuses that another start would not change
+DONE, REFUSED, DIVERGED = 0, 2, 3  # exit statuses, as cli.py gives them, that another start would not change
 
 
 def _beat(path: pathlib.Path) -> tuple[str, int]:
@@ -59,11 +59,12 @@ def supervise(
 ) -> int:
     """Run ``command`` until it ends well; returns its last exit status (128 + signal number if one killed it).
 
-    Exit status 0 (finished, or preempted and saved) and 2 (refused: the user must mend something) end it. Any other
-    end is followed by a restart after ``backoff`` seconds, twice as long after each failure in a row up to
-    ``longest``. A failure counts against ``restarts`` only if the run got no further than before, so a long run
-    survives any number of crashes but a step that always fails ends it. SIGTERM and SIGINT are passed on to the
-    child, which saves; it is not started again after that.
+    Exit status 0 (finished, or preempted and saved), 3 (losses not finite) and, before the first heartbeat, 2 (refused:
+    the user must mend something) end it. Any other end, a disk or network that failed later on included, is followed
+    by a restart after ``backoff`` seconds, twice as long after each failure in a row up to ``longest``. A failure
+    counts against ``restarts`` only if the run got no further than before, so a long run survives any number of
+    crashes but a step that always fails ends it. SIGTERM and SIGINT are passed on to the child, which saves; it is
+    not started again after that.
 
     Args:
         command: the training command of one process.
@@ -94,16 +95,20 @@ def supervise(
             child.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    failures, furthest = 0, _beat(beat)[1]
+    before, furthest = _beat(beat)
+    failures, begun = 0, False
     try:
         while True:
             child = subprocess.Popen(list(command))
             if asked:  # the signal came while there was no child to pass it to
                 child.send_signal(asked[-1])
             status = _watch(child, beat, None if asked else stall_timeout, say)
-            if status in (DONE, REFUSED) or asked:
+            text, step = _beat(beat)
+            begun = (
+                begun or text != before
+            )  # what began once has nothing that a user must mend: a disk or network failed
+            if status in (DONE, DIVERGED) or (status == REFUSED and not begun) or asked:
                 return status if status >= 0 else 128 - status
-            step = _beat(beat)[1]
             failures = 1 if step > furthest else failures + 1
             furthest = max(furthest, step)
             where = f"after step {step}" if step >= 0 else "before its first step"

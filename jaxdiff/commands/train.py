@@ -28,7 +28,7 @@ from jaxdiff.train.config_diff import check_same_config
 from jaxdiff.train.lock import WorkdirLock
 from jaxdiff.train.loop import Callback, Outcome, train
 from jaxdiff.train.mesh import batch_shards, check_batch_size, replicated
-from jaxdiff.train.metrics import WandbWriter, Writer, load_wandb
+from jaxdiff.train.metrics import NonFinite, WandbWriter, Writer, load_wandb
 from jaxdiff.train.state import abstract_state
 
 __all__ = ["open_workdir", "read_metrics", "run"]
@@ -164,6 +164,11 @@ def run(config: ConfigDict, path: str, *, change: bool = False) -> Outcome:
                 program=Program(workdir / FILE, identity(mesh, facts)),
                 meta={"config": config.to_dict(), "levels": source.levels, "classes": made.num_classes},
             )
+        except NonFinite:
+            raise  # every process stops at it
+        except BaseException:
+            distributed.leave_at_exit()
+            raise
         finally:
             checkpointer.close()
         toy = not outcome.preempted and made.shape == (2,)

@@ -14,15 +14,17 @@ Otherwise, and with one process, nothing is done and no port is opened. ``JAXDIF
 themselves: they cannot go on without it, and what starts them again is ``jaxdiff train --restarts N``.
 """
 
+import atexit
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-__all__ = ["Job", "agree", "detect", "initialise"]
+__all__ = ["Job", "agree", "detect", "initialise", "leave_at_exit"]
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -113,6 +115,23 @@ def initialise(environ: Mapping[str, str] | None = None) -> Job | None:
     if job is not None and not jax.distributed.is_initialized():
         jax.distributed.initialize(**job.arguments)
     return job
+
+
+def leave_at_exit() -> None:
+    """For a process that failed among others: end, when Python ends, without waiting for them (status 1).
+
+    They wait for this one in a collective, and jax would wait for them for five minutes while it still shows signs of
+    life; gone, it is missed at once or after ``JAXDIFF_HEARTBEAT_SECONDS``. Does nothing in a process on its own.
+    """
+    if jax.process_count() == 1:
+        return
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    atexit.register(leave)  # the last registered is called first, before jax's own
 
 
 def agree(value: int) -> int:

@@ -30,6 +30,8 @@ def fetch(tree: Any) -> Any:
 class NonFinite(RuntimeError):
     """Training stopped because updates were refused too many times in a row."""
 
+    exit_status = 3  # of the command line: the same steps would end the same way
+
 
 class MetricLog:
     """Device metrics of the steps since the last ``drain``."""

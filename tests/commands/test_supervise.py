@@ -14,7 +14,7 @@ import pytest
 from jaxdiff import cli
 from jaxdiff.commands import supervise as module
 from jaxdiff.commands.supervise import supervise
-from jaxdiff.train import loop
+from jaxdiff.train import loop, metrics
 
 # a stand-in for training: counts its starts, writes a heartbeat, then does what it is told at that start
 CHILD = """
@@ -69,9 +69,26 @@ def test_signal_status(run):
     assert run("os.kill(os.getpid(), 9)", 0)[:2] == (128 + 9, 1)
 
 
-@pytest.mark.parametrize("status", [0, 2])
+@pytest.mark.parametrize("status", [0, 2, 3])
 def test_finished_or_refused_is_not_restarted(run, status):
     assert run(f"sys.exit({status})", 5) == (status, 1, [])
+
+
+def test_a_disk_that_fails_in_the_middle_of_training_is_tried_again(run):
+    """One line and status 2, as an error of the system is, but after training began: then also where nothing begins."""
+    status, starts, _ = run("start == 1 and beat(5); sys.exit(2 if start < 4 else 0)", 3)
+    assert (status, starts) == (0, 4)
+
+
+def test_losses_that_are_not_finite_are_not_tried_again(run, monkeypatch, capsys):
+    assert run("beat(5); sys.exit(3)", 5)[:2] == (3, 1)
+
+    def diverged(*_):
+        raise metrics.NonFinite("training stopped at step 29")
+
+    monkeypatch.setattr(cli, "_run", diverged)
+    assert cli.main(["train", "--config", "c", "--workdir", "w"]) == module.DIVERGED
+    assert capsys.readouterr().err == "jaxdiff train: training stopped at step 29\n"
 
 
 @pytest.fixture

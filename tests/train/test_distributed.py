@@ -1,14 +1,16 @@
 """Two real processes train as one: which job the environment describes, equal losses, stopping, dying, resuming."""
 
+import atexit
 import json
 import os
 
+import jax
 import job
 import numpy as np
 import pytest
 
 from jaxdiff.data import load, pipeline
-from jaxdiff.train.distributed import detect, initialise
+from jaxdiff.train.distributed import detect, initialise, leave_at_exit
 from jaxdiff.train.mesh import make_mesh
 
 EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
@@ -135,9 +137,20 @@ def test_one_process_opens_no_port(config, tmp_path):
     assert status == 0 and "listening 0" in output, output
 
 
-def test_tensor_axis_inside_a_process(monkeypatch):
-    import jax
+def test_a_process_that_failed_leaves_the_others_at_once(monkeypatch):
+    """jax would wait five minutes at the exit for processes that wait for this one in a collective."""
+    registered, ended = [], []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    leave_at_exit()  # alone: there is nobody to leave
+    assert not registered
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    leave_at_exit()
+    registered[0]()
+    assert ended == [1]
 
+
+def test_tensor_axis_inside_a_process(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     with pytest.raises(ValueError, match=r"mesh\.tensor=8: must divide the 4 devices of one process"):
