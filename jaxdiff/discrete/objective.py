@@ -101,7 +101,7 @@ def masked_elbo(
     Args:
         process: of :func:`jaxdiff.discrete.masked`.
         apply: ``apply(params, x, c_noise, cond)`` gets tokens 0..V (V masked), int32, and gives logits (B, ..., V).
-        time: a name of TIMES or a density ``(u, process) -> t`` whose slope is not 0.
+        time: a name of TIMES or a density ``(u, process) -> t`` with a slope above 0 that reaches all of (0, t_max).
         weighting: a name of WEIGHTINGS ("elbo", "flat") or a function ``(slope, sigma, density) -> weight``: sigma' and sigma
             of the draw (see :func:`level`) and p(t).
         cond_key: the batch field given to the network as condition, "label" say; None for none.
