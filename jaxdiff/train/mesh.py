@@ -46,6 +46,18 @@ def arrange(sizes: Sequence[int], devices: Sequence[Any], slices: int) -> np.nda
     )
 
 
+def together(laid: np.ndarray) -> np.ndarray:
+    """Devices laid so that those along the last axis, ``tensor``, belong to one process: they see the same examples.
+
+    An arrangement that follows a TPU's torus may cross hosts there; then devices are laid in order of slice and process.
+    """
+    process = np.vectorize(lambda device: device.process_index)(laid)
+    if (process == process[..., :1]).all():
+        return laid
+    place = lambda device: (getattr(device, "slice_index", None) or 0, device.process_index, device.id)
+    return np.array(sorted(laid.flat, key=place), object).reshape(laid.shape)
+
+
 def _slices(devices: Sequence[Any]) -> tuple[list[int], str]:
     """The slice of each device, and what a slice is: processes stand in where devices report none, or only one."""
     reported: list[Any] = [getattr(device, "slice_index", None) for device in devices]
@@ -114,8 +126,10 @@ def make_mesh(
     if slices == -1:
         slices = len(set(index)) if unit == "slices" else 1
     if slices > 1:
-        return Mesh(arrange(shape, devices, slices), AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        laid = arrange(shape, devices, slices)
+    else:  # a TPU's torus must be split where the mesh has another shape
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(together(laid), AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

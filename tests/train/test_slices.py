@@ -6,11 +6,12 @@ import jax
 import job
 import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 from tiny_training import host, init, largest_difference, player, run
 
 from jaxdiff.train import create_state, make_mesh, make_step, state_shardings
-from jaxdiff.train.mesh import AXES, arrange
+from jaxdiff.train.mesh import AXES, arrange, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,32 @@ def test_only_data_crosses_slices(sizes):
     index = np.vectorize(lambda device: device.slice_index)(laid)
     assert (index == index[:, :1, :1]).all()  # fsdp and tensor stay inside
     assert (np.diff(index[:, 0, 0]) >= 0).all() and set(index.flat) == {0, 1}  # and data is whole inside each
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip of a TPU's torus, of which each host has a square of four."""
+
+    id: int
+    coords: tuple
+    process_index: int
+    core_on_chip: int = 0
+    slice_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 4), (2, 2, 4), (4, 2, 2), (16, 1, 1)])
+def test_devices_along_tensor_are_of_one_process(sizes):
+    """They see the same examples, and each process reads examples of its own."""
+    chips = [Chip(4 * y + x, (x, y, 0), 2 * (y // 2) + x // 2) for y in range(4) for x in range(4)]
+    laid = mesh_utils.create_device_mesh(sizes, chips, allow_split_physical_axes=True)
+    process = lambda laid: np.vectorize(lambda chip: chip.process_index)(laid)
+    apart = (process(laid) != process(laid)[..., :1]).any()
+    assert apart == (sizes[2] == 4)  # a row of the torus is of two hosts
+    kept = together(laid)
+    assert (process(kept) == process(kept)[..., :1]).all() and {chip.id for chip in kept.flat} == set(range(16))
+    assert apart or kept is laid
 
 
 def test_processes_stand_in_for_slices():
