@@ -12,13 +12,17 @@ _log = logging.getLogger(__name__)
 
 
 def steps(directory: epath.Path) -> list[int]:
-    """Steps of the committed checkpoints, ascending."""
+    """Steps of the committed checkpoints, ascending; folders with other names than we write are somebody else's."""
     if not directory.is_dir():
         return []
-    found = [path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    found = [path for path in directory.iterdir() if _is_step(path.name) and path.is_dir()]
     if "://" in str(directory):  # buckets have no atomic rename; orbax marks what is complete
         found = [path for path in found if (path / "commit_success.txt").exists()]
     return sorted(int(path.name) for path in found)
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and name == str(int(name)) and int(name) < 2**31  # steps are counted in 32 bits
 
 
 def prepare(directory: epath.Path) -> None:

@@ -208,7 +208,8 @@ class JsonlWriter:
     def __init__(self, path: str | os.PathLike, resume_step: int = 0):
         self.path = epath.Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = self.path.read_text() if self.path.exists() else ""
+        # a line that is no text is as good as torn
+        text = self.path.read_bytes().decode(errors="replace") if self.path.exists() else ""
         lines = text.splitlines()
         kept = [line for line in lines if (row := _row_step(line)) is not None and row <= resume_step]
         # an object in a bucket cannot be appended to: it is written anew with every row

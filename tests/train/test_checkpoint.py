@@ -43,6 +43,15 @@ def test_nothing_there(tmp_path):
             reader.restore(7, make_state())
 
 
+def test_folders_that_are_no_steps_are_left_alone(tmp_path):
+    names = ("007", "99999999999999999999", "-5", "5.old", "foreign")
+    with Checkpointer(tmp_path) as checkpointer:
+        for name in names:
+            (tmp_path / name).mkdir()
+        assert checkpointer.steps() == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+
+
 def test_ema_alone(tmp_path):
     state = make_state(1)
     with Checkpointer(tmp_path) as saver:

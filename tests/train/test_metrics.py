@@ -110,6 +110,13 @@ def test_jsonl_rows_are_valid_and_a_restart_writes_each_step_once(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_lines_that_are_no_text_are_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n\xff\xfe\n{}\n[1]\n')
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", 1)
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
 def test_a_row_torn_from_the_end_of_its_line_is_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10}\n{"step": 20}')
