@@ -26,14 +26,15 @@ def eigen(cov: Any, dimension: int, field: str) -> tuple[np.ndarray, np.ndarray]
     Raises ValueError unless symmetric and positive semi-definite; rounding-size negative eigenvalues become 0.
     """
     cov = np.asarray(cov, np.float64)
-    if cov.shape == ():
-        cov = cov * np.eye(dimension)
-    if cov.shape != (dimension, dimension):
+    if cov.shape not in ((), (dimension, dimension)):
         raise ValueError(f"{field}: shape {cov.shape} given; need () or ({dimension}, {dimension})")
     scale = np.max(np.abs(cov))
     if not np.isfinite(scale) or np.max(np.abs(cov - cov.T)) > 1e-9 * scale:
         raise ValueError(f"{field}: a matrix that is not finite and symmetric given; need a covariance")
-    spectrum, basis = np.linalg.eigh(0.5 * (cov + cov.T))
+    if cov.shape == ():  # the decomposition of a large matrix takes minutes
+        basis, spectrum = np.eye(dimension), np.full(dimension, float(cov))
+    else:
+        spectrum, basis = np.linalg.eigh(0.5 * (cov + cov.T))
     if spectrum[0] < -1e-9 * scale:
         raise ValueError(f"{field}: smallest eigenvalue {spectrum[0]:.3g} given; a covariance has none below 0")
     return basis, np.maximum(spectrum, 0.0)
