@@ -141,6 +141,12 @@ def test_kid_of_equal_laws_is_zero_within_its_error_and_of_a_shift_is_not():
     assert ev.kid(pairs[0, 0], pairs[0, 1] + 0.5).mean > 20 * error
 
 
+def test_kid_draws_half_of_the_smaller_set_so_that_draws_differ():
+    x, y = np.random.default_rng(7).normal(size=(2, 40, 3))
+    assert ev.kid(x, y[:30], subsets=8) == ev.kid(x, y[:30], subsets=8, subset_size=15)
+    assert ev.kid(x, y[:30], subsets=8).spread > 0
+
+
 def test_kid_of_a_shift_has_its_closed_form():
     """Degree 3, x ~ N(0, I), y ~ N(m, I), u = x.x'/D: E (1+u)^3 = 1 + 3 E u + 3 E u^2 + E u^3."""
     dimension, length = 4, 0.9
@@ -185,6 +191,13 @@ def test_precision_and_recall_of_identical_and_disjoint_sets():
     assert ev.precision_recall(x, x + 100) == (0.0, 0.0)
     doubled = x.repeat(5, axis=0)  # every ball has radius zero
     assert ev.precision_recall(doubled, doubled) == (1.0, 1.0)
+
+
+def test_balls_reach_the_kth_neighbour():
+    """Points 0, 1, 3, 7: the k-th neighbours are 1, 1, 2, 4 away, then 3, 2, 3, 6, then 7, 6, 4, 7."""
+    samples, real = np.array([[-1.5], [-4.0], [13.5], [0.5]]), np.array([[0.0], [1.0], [3.0], [7.0]])
+    assert [ev.precision_recall(samples, real, k=k).precision for k in (1, 2, 3)] == [0.25, 0.5, 1.0]
+    assert [ev.precision_recall(real, samples, k=k).recall for k in (1, 2, 3)] == [0.25, 0.5, 1.0]
 
 
 def test_precision_falls_with_outliers_and_recall_with_a_missing_mode():

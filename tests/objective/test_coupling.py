@@ -70,6 +70,10 @@ def test_pairing_by_class_keeps_noise_independent_of_the_condition(method):
     assert energy(x0, within) < energy(x0, noise) - 0.1
     origin = jnp.argmin(jnp.abs(within - noise[:, 0]), 1)  # each noise came from an example of the same class
     np.testing.assert_array_equal(cond[origin], cond)
+    if method == "sinkhorn":  # a plan this blurred gives every noise to every example, but for the class
+        blurred = minibatch_ot(16, method=method, epsilon=1e4)(keys, x0, noise, cond)
+        origin = jnp.argmin(jnp.abs(blurred - noise[:, 0]), 1)
+        np.testing.assert_array_equal(cond[origin], cond)
 
 
 def test_sinkhorn_plan_has_uniform_marginals_and_the_entropic_optimum():
