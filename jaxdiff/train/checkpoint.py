@@ -202,7 +202,10 @@ class Checkpointer:
         from jaxdiff.train import checkpoint_files as files
 
         self.wait()
-        if from_chief(int(self._path(step).exists())):
+        exists = step in self.steps()
+        if self._chief and not exists:
+            folder.sweep(self.directory, str(step))  # in a bucket a save that was cut short has the same name
+        if from_chief(int(exists)):
             _log.info("checkpoint %d exists already in %s", step, self.directory)
             return False
         begun = time.perf_counter()
@@ -361,10 +364,7 @@ class Checkpointer:
             _log.error("nothing is deleted in %s: none of the newest %d verifies", self.directory, len(recent))
             return
         for step in surplus:
-            doomed = self._path(step)
-            if "://" not in str(doomed):  # a deletion cut short must not look like a checkpoint
-                doomed = doomed.rename(self.directory / f"{step}.deleting")
-            doomed.rmtree()
+            folder.remove(self._path(step))
             self._verified.discard(step)
 
     def _verifies(self, step: int) -> bool:

@@ -6,19 +6,32 @@ from etils import epath
 
 from jaxdiff.train.checkpoint_errors import CheckpointError, one_line
 
-__all__ = ["free_name", "prepare", "steps", "sweep"]
+__all__ = ["COMMITTED", "free_name", "prepare", "remove", "steps", "sweep"]
 
 _log = logging.getLogger(__name__)
+COMMITTED = "commit_success.txt"
 
 
 def steps(directory: epath.Path) -> list[int]:
     """Steps of the committed checkpoints, ascending; folders with other names than we write are somebody else's."""
     if not directory.is_dir():
         return []
-    found = [path for path in directory.iterdir() if _is_step(path.name) and path.is_dir()]
-    if "://" in str(directory):  # buckets have no atomic rename; orbax marks what is complete
-        found = [path for path in found if (path / "commit_success.txt").exists()]
+    found = [path for path in directory.iterdir() if _is_step(path.name) and path.is_dir() and _is_committed(path)]
     return sorted(int(path.name) for path in found)
+
+
+def _is_committed(path: epath.Path) -> bool:
+    """Whether a save is done: in a bucket, which has no atomic rename, orbax marks it so."""
+    return "://" not in str(path) or (path / COMMITTED).exists()
+
+
+def remove(path: epath.Path) -> None:
+    """Delete a checkpoint; a deletion that is cut short leaves nothing that looks like one."""
+    if "://" in str(path):
+        (path / COMMITTED).unlink(missing_ok=True)
+    else:
+        path = path.rename(path.parent / f"{path.name}.deleting")
+    path.rmtree()
 
 
 def _is_step(name: str) -> bool:
@@ -43,7 +56,8 @@ def sweep(directory: epath.Path, step: str = "") -> None:
         return
     for path in directory.iterdir():
         name, _, rest = path.name.partition(".")
-        unfinished = rest.startswith("orbax-checkpoint-tmp") and name == (step or name)
+        cut_short = rest.startswith("orbax-checkpoint-tmp") or (_is_step(path.name) and not _is_committed(path))
+        unfinished = cut_short and name == (step or name)
         if unfinished or (not step and rest == "deleting"):
             _log.info("removing unfinished %s", path)
             path.rmtree(missing_ok=True)

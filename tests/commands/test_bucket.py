@@ -87,18 +87,25 @@ def test_checkpoints_round_trip_and_walk_back(bucket):
     folder = bucket.root / "ours" / "run" / "checkpoints"
     assert (folder / "4" / "commit_success.txt").is_file() and "gs://ours/run/checkpoints/4" in bucket.used
     # a save that was cut short has no such file, and is not taken for a checkpoint
+    mark = "commit_success.txt"
     shutil.copytree(folder / "4", folder / "5")
-    (folder / "5" / "commit_success.txt").unlink()
+    (folder / "5" / mark).unlink()
     for path in (folder / "4" / "state").rglob("d/*"):  # where the arrays are
         data = bytearray(path.read_bytes())
         data[::16] = bytes(byte ^ 1 for byte in data[::16])
         path.write_bytes(data)
     with Checkpointer("gs://ours/run/checkpoints") as reader:
+        assert not (folder / "5").exists()  # swept
         found = reader.restore_latest(state(0))
         assert found.step == 3 and found.meta == {"made": 3}
         assert [(bad.step, bad.renamed) for bad in found.bad] == [(4, "4.corrupt")]
         assert all(np.array_equal(found.state[name], state(3)[name]) for name in found.state)
         assert np.array_equal(reader.restore_ema(2).state, state(2)["ema"])
+        # nor does it stand in the way of the save that comes to its step
+        shutil.copytree(folder / "3", folder / "5")
+        (folder / "5" / mark).unlink()
+        assert reader.save(5, state(5), meta={"made": 5}) and not reader.save(5, state(6), meta={})
+        assert reader.restore(5, state(0)).meta == {"made": 5}
 
 
 def test_a_run_lives_in_a_bucket(bucket, tmp_path, capsys):
