@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -43,9 +43,15 @@ def default() -> ConfigDict:
 
 
 def describe() -> str:
-    """Fields with defaults and meanings, for --help."""
+    """Fields with defaults, meanings and allowed names, for --help."""
+    names = {"process": NAMES["process"], "solvers": NAMES["solver"], "grids": NAMES["grid"]}
     width = max(map(len, FIELDS)) + 2
-    return "\n".join(f"  {n:<{width}} {f.meaning} (default {f.default!r})" for n, f in FIELDS.items())
+    lines = []
+    for name, field in FIELDS.items():
+        allowed = field.allowed or names.get(name)
+        listed = f" [{', '.join(allowed)}]" if allowed else ""
+        lines.append(f"  {name:<{width}} {field.meaning}{listed} (default {field.default!r})")
+    return "\n".join(lines)
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
@@ -72,7 +78,7 @@ def check(config: ConfigDict) -> ConfigDict:
         value = config[name]
         if isinstance(field.default, tuple):
             numbers = name == "covs" and isinstance(value, (int, float))
-            if isinstance(value, str) or not (isinstance(value, Sequence) or hasattr(value, "__len__") or numbers):
+            if isinstance(value, str | Mapping) or not (hasattr(value, "__len__") or numbers):
                 raise ConfigError(f"config.{name}: {value!r} given; need a tuple")
         elif type(value) is not type(field.default):
             raise ConfigError(f"config.{name}: {value!r} given; need a value of type {type(field.default).__name__}")
@@ -85,6 +91,7 @@ def check(config: ConfigDict) -> ConfigDict:
     for seed in config.seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigError(f"config.seeds: {seed!r} given; seeds are whole numbers >= 0")
+    _check_numbers(config)
     if config.world == "run":
         if not config.workdir:
             raise ConfigError("config.workdir: missing; world 'run' needs the folder of a trained run")
@@ -102,3 +109,16 @@ def check(config: ConfigDict) -> ConfigDict:
     if len(config.guidance_scales) and not len(config.labels):
         raise ConfigError("config.labels: missing; guidance_scales need a class for each component")
     return config
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """What describes a mixture is numbers; weights and labels are plain lists of them."""
+    import numpy as np
+
+    for name in ("weights", "means", "covs", "labels"):
+        try:
+            axes = np.asarray(config[name], float).ndim
+        except (TypeError, ValueError):
+            raise ConfigError(f"config.{name}: {config[name]!r} given; need numbers") from None
+        if name in ("weights", "labels") and axes != 1:
+            raise ConfigError(f"config.{name}: {config[name]!r} given; need one number a component, (K,)")

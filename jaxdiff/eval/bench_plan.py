@@ -50,7 +50,10 @@ def choices(kind: str, given: Sequence[Any]) -> list[Choice]:
     registry: dict[str, Any] = {"solver": SOLVERS, "grid": GRIDS}[kind]
     out: list[Choice] = []
     for entry in given:
-        name, options = (entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1]))
+        pair = isinstance(entry, Sequence) and len(entry) == 2 and isinstance(entry[1], Mapping)
+        if not isinstance(entry[0] if pair else entry, str):
+            raise ValueError(f"{kind}s: {entry!r} given; an entry is a name, or (name, options)")
+        name, options = (entry[0], dict(entry[1])) if pair else (entry, {})
         if name == "all":
             out += [Choice(each, {}, registry[each]) for each in registry]
             continue

@@ -75,6 +75,12 @@ def test_bench_writes_the_folder(config, tmp_path, capsys):
         ("grids=(('logsnr', {'lam': 1}),)", "grids: 'logsnr' has no option 'lam'"),
         ("nfe=(0,)", "nfe: 0 given"),
         ("reference_samples=50", "reference_samples: 50 given"),
+        ("weights={1: 2}", "config.weights: {1: 2} given; need a tuple"),
+        ("weights=((0.5,), (0.5,))", "config.weights: ((0.5,), (0.5,)) given; need one number a component"),
+        ("means=('a', 'b')", "config.means: ('a', 'b') given; need numbers"),
+        ("solvers=(3,)", "solvers: 3 given; an entry is a name, or (name, options)"),
+        ("grids=(('logsnr', 2),)", "grids: ('logsnr', 2) given; an entry is a name, or (name, options)"),
+        ("solvers=((1, {}),)", "solvers: (1, {}) given"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(config, tmp_path, capsys, override, words):
@@ -105,6 +111,12 @@ def test_shipped_configs_are_valid(name):
     assert len(bench_plan.choices("grid", config.grids)) == (4 if name == "gmm" else 2)
     if name == "gmm":
         assert len(solvers) >= 60 and tuple(config.nfe) == (5, 10, 20, 50) and config.samples == 1024
+
+
+def test_help_lists_names():
+    text = bench_config.describe()
+    for name in ("mixture, run", "cosine, trig", "dpm_solver_pp,", "edm_rho,", "cfg_rescale"):
+        assert name in text
 
 
 def test_help_imports_no_jax():
