@@ -63,8 +63,8 @@ def supervise(
     the user must mend something) end it. Any other end, a disk or network that failed later on included, is followed
     by a restart after ``backoff`` seconds, twice as long after each failure in a row up to ``longest``. A failure
     counts against ``restarts`` only if the run got no further than before, so a long run survives any number of
-    crashes but a step that always fails ends it. SIGTERM and SIGINT are passed on to the child, which saves; it is
-    not started again after that.
+    crashes but a step that always fails ends it. SIGTERM and SIGINT are passed on to the child as SIGTERM; it saves,
+    and is not started again after that.
 
     Args:
         command: the training command of one process.
@@ -92,7 +92,7 @@ def supervise(
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         if child is not None and child.poll() is None:
-            child.send_signal(number)
+            child.send_signal(signal.SIGTERM)  # a terminal sends Ctrl-C to both already; a second ends it at once
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     before, furthest = _beat(beat)
@@ -101,7 +101,7 @@ def supervise(
         while True:
             child = subprocess.Popen(list(command))
             if asked:  # the signal came while there was no child to pass it to
-                child.send_signal(asked[-1])
+                child.send_signal(signal.SIGTERM)
             status = _watch(child, beat, None if asked else stall_timeout, say)
             text, step = _beat(beat)
             begun = (

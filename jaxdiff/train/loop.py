@@ -145,7 +145,8 @@ def train(
             (``commands/program.py``).
 
     Returns:
-        The ``Outcome``. After SIGTERM it has saved and says ``preempted``; the caller exits with status 0.
+        The ``Outcome``. After SIGTERM it has saved and says ``preempted``; the caller exits with status 0. After
+        Ctrl-C it has saved too, and KeyboardInterrupt goes on up.
 
     Raises:
         ValueError: on settings out of range, before anything compiles.
@@ -332,6 +333,8 @@ def train(
             if stopped and progress:
                 progress.say(f"preempted: saved step {step}" if checkpointer else f"preempted at step {step}")
             jax.block_until_ready(state)
+        if preemption.interrupted:
+            raise KeyboardInterrupt
     finally:
         # a save in flight is finished and rows are flushed even when training fails
         if tracing:

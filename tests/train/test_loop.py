@@ -14,6 +14,7 @@ from jaxdiff.data import arrays, pipeline
 from jaxdiff.train import Callback, Checkpointer, NonFinite, TrainState, make_mesh, train
 from jaxdiff.train import loop as loop_module
 from jaxdiff.train import metrics as metrics_module
+from jaxdiff.train.preempt import Preemption
 
 
 class Memory:
@@ -174,6 +175,32 @@ def test_sigterm_saves_and_returns():
     resumed = go(40, devices(2), checkpointer=memory)
     assert not resumed.preempted
     assert_bitwise(resumed.state, go(40, devices(2)).state)
+
+
+def test_ctrl_c_saves_first_and_twice_ends_at_once(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    for presses, kept in ((1, True), (2, False)):
+        memory = Memory()
+
+        def press(step, state, presses=presses):
+            for _ in range(presses if step == 13 else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            go(100, devices(2), checkpointer=memory, callbacks=[Callback(1, press)])
+        assert (max(memory.kept, default=0) in (13, 14)) == kept
+        assert signal.getsignal(signal.SIGINT) is before
+        assert "Ctrl-C again" in capfd.readouterr().err
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    """As SIGINT in a background job of a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Preemption():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_refused_updates_are_counted_and_survived(tmp_path):
