@@ -267,7 +267,8 @@ class TensorBoardWriter:
     def __init__(self, directory: str | os.PathLike, resume_step: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1 if resume_step else None)
+        # of a run that was killed before its first checkpoint too: TensorBoard forgets what is written again
+        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """One scalar a name."""

@@ -126,6 +126,21 @@ def test_a_row_torn_from_the_end_of_its_line_is_kept(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
 
 
+@pytest.mark.parametrize("resume_step", [0, 20])
+def test_tensorboard_forgets_the_steps_that_are_written_again(tmp_path, resume_step):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    TensorBoardWriter(tmp_path, resume_step).close()
+    (file,) = tmp_path.iterdir()
+    data, starts = file.read_bytes(), []
+    while data:  # length, its checksum, the event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        starts += [event.step] if event.session_log.status == SessionLog.START else []
+        data = data[16 + length :]
+    assert starts == [resume_step + 1]
+
+
 def test_tensorboard_files_without_tensorflow(tmp_path):
     writer = TensorBoardWriter(tmp_path)
     writer.write(5, {"loss": 0.5, "note": "left out"})
