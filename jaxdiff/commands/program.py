@@ -90,15 +90,16 @@ def identity(mesh: Mesh, facts: Mapping[str, Any]) -> str:
         facts: JSON of what the caller builds it from (config, shapes of the data).
 
     Returns:
-        64 hex digits over the facts, the mesh, jaxdiff's own source, the versions of jax and its kin, jax's settings,
-        the compiler's environment and the processor.
+        64 hex digits over the facts, the mesh, jaxdiff's own source, the versions of jax, its kin and its runtime, jax's
+        settings, the compiler's environment and the processor.
     """
     root = pathlib.Path(jaxdiff.__file__).parent
     source = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         source.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     devices = [[d.platform, d.device_kind, d.id] for d in mesh.devices.flat]
-    return _digest([facts, source.hexdigest(), _machine(), list(mesh.shape.items()), devices])
+    runtime = mesh.devices.flat[0].client.platform_version  # CUDA's, libtpu's
+    return _digest([facts, source.hexdigest(), _machine(), list(mesh.shape.items()), devices, runtime])
 
 
 # -------------------------------------------------------------------------------------------------- the file
