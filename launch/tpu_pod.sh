@@ -4,7 +4,7 @@
 #   gcloud compute tpus tpu-vm ssh NAME --zone ZONE --worker=all \
 #     --command 'cd jaxdiff && launch/tpu_pod.sh --config configs/mnist.py --workdir /shared/runs/mnist'
 #
-# The working directory must be one that all hosts see (a mounted bucket or NFS).
+# The working directory must be one that all hosts see, on a file system that renames folders (NFS).
 set -u
 export JAXDIFF_DISTRIBUTED=auto
 export JAXDIFF_HEARTBEAT_SECONDS="${JAXDIFF_HEARTBEAT_SECONDS:-60}"

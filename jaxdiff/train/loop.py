@@ -106,7 +106,8 @@ def train(
     """Train until ``steps`` train steps are done, from the newest checkpoint if there is one.
 
     The data position, every random key and every schedule are functions of the step and the seed, so a run
-    that was killed and started again equals one that was not: bitwise on the same number of devices.
+    that was killed and started again equals one that was not: bitwise on the same number of devices (on GPUs with
+    ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``).
 
     Args:
         game: name -> Player.
