@@ -133,8 +133,11 @@ class DpmPair:
         m: float = 0,
         w: float = 0,
     ) -> jax.Array:
-        """``x`` carried by ``h``: ``ratio x + scale [w0 first + (m w0 + w w1) slope]``, slope being a later prediction minus
-        the first; ``w_j = int_0^1 H e^{-(1-u)H} u^j du``, H = h in data form and -h in noise form."""
+        """``x`` carried over a step ``h`` in half log-SNR: ``ratio x + scale [w0 first + (m w0 + w w1) slope]``.
+
+        ``first``: the prediction at ``x``; ``slope``: a later one minus it, with the published factors ``m`` of a
+        midpoint term or ``w`` of a Taylor term. ``w_j = int_0^1 H e^{-(1-u)H} u^j du``, H = h in data form and -h in
+        noise form."""
         at, end = at_level(self.process, lam), at_level(self.process, lam + h)
         if self.form == "data":
             ratio, scale, H = end.sigma / at.sigma, end.alpha, h

@@ -58,8 +58,10 @@ def er_sde(
     lower_order_final: str = "never",
     stochastic: bool | None = None,
 ) -> Table:
-    """``x_s = (alpha_s/alpha_t) r x_t + alpha_s sum_j w_j D_j + alpha_s sqrt(rho_s^2 - r^2 rho_t^2) z``, ``r =
-    phi(rho_s)/phi(rho_t)`` (2309.06169 [124]).
+    """ER-SDE-Solver: reverse SDEs whose noise is set by a function phi of ``rho = sigma/alpha`` (2309.06169 [124]).
+
+    ``x_s = (alpha_s/alpha_t) r x_t + alpha_s sum_j w_j D_j + alpha_s sqrt(rho_s^2 - r^2 rho_t^2) z``,
+    ``r = phi(rho_s)/phi(rho_t)``, D_j data predictions.
 
     ``phi`` sets how much noise is injected: "x" none (the probability flow), "x^2" DDPM's reverse SDE, "x^1.5",
     "x^2.5", "sde_1" ``x (e^{-1/x} + 10)``, "sde_4" ``x^0.9 log10(1 + 100 x^1.5)`` (continued as c x beyond rho =

@@ -36,9 +36,11 @@ def ghvb(process: Process, grid: Any, *, order: float = 1.8, lower_order_final: 
 
     In ``x/alpha`` over rho: ``v_k = (1 - beta) v_{k-1} + beta E_k`` (``v_0 = E_0``), then
     ``x/alpha += (rho_s - rho_t)/beta sum_j m_j v_{k-j}``.
-    ``order`` in (0, 5]: "1.8" means p = 2 weights with beta = 0.8; a whole order p is beta = 1, iPNDM with its published
-    weights. Order p where steps are equal, at most 2 otherwise. The buffer is not carried: its last increment is read
-    off the last two states, so the table has two states and p records. A start at alpha = 0 and, with
+
+    ``order`` in (0, 5] is p - 1 + beta: 1.8 means the p = 2 weights with beta = 0.8; a whole order p has beta = 1,
+    which is iPNDM with its published weights. Of order p where steps are equal, at most 2 otherwise. The buffer is
+    not carried: the slope of the step before is read off the last two states, so the table has two states and p
+    records. A start at alpha = 0 and, with
     ``lower_order_final="zero"``, a step to sigma = 0 are first-order. Raises ValueError for an order out of range.
     """
     grid = as_grid(process, grid)

@@ -22,12 +22,12 @@ VARIANTS = ("midpoint", "lagrange", "public", "heun", "taylor")
 
 
 def allowed_order(grid: Grid, i: int, order: int, lower_order_final: str, *, reaches_zero: bool = False) -> int:
-    """The order step i may have: history since the last node at finite half log-SNR, and the tail rule.
+    """The order that step i may have: ``order``, or what its history and the rule for the last steps allow.
 
-    A step to sigma = 0 has infinite length in lam and is first-order. ``lower_order_final``: "always" lowers the last
-    steps to what the remaining steps allow, "auto" does so on grids of fewer than 15 steps, "zero" and "never" leave
-    the tail alone (a step to sigma = 0 stays first-order, there being no other). ``reaches_zero``: for weights in rho, where
-    sigma = 0 is a point like others, so that "never" keeps the order there too.
+    Points at alpha = 0 are no history, their half log-SNR being infinite. A step to sigma = 0 has infinite length in
+    lam and is first-order. ``lower_order_final``: "always" gives the last steps orders ..., 3, 2, 1; "auto" does so
+    on grids of fewer than 15 steps; "zero" and "never" do not. ``reaches_zero``: for weights in rho, in which sigma =
+    0 is a point like others; "never" then keeps the order on the step there, and "zero" is first-order on it.
     """
     if grid[i].alpha == 0 or (grid[i + 1].sigma == 0 and not (reaches_zero and lower_order_final == "never")):
         return 1
@@ -50,11 +50,11 @@ def check_order(order: Any, allowed: tuple[int, ...], solver: str) -> None:
 
 
 def taylor_weights(H: float, nodes: np.ndarray, variant: str) -> np.ndarray:
-    """Weights of the prediction at ``nodes`` (0, then the past, in units of the step) over a step of length H.
+    """Weights of the predictions at ``nodes`` (0, then the past, in units of the step) over a step of length H.
 
-    "lagrange": exact for the interpolant. "midpoint": the same but two nodes use ``psi_0 (D_0 - D_1)/(2 r)``, the published
-    second-order form. "public": midpoint, and three nodes with half the curvature term, the published third-order
-    code's, which is of second order. "heun" and "taylor": that, with two nodes exact.
+    "lagrange" integrates the interpolant exactly. The others differ from it as follows. Two nodes, "midpoint" and
+    "public": the published ``psi_0 (D_0 - D_1)/(2 r)``. Three nodes, "public", "heun" and "taylor": half the
+    curvature term, as in the published third-order code, which is of second order.
     """
     if variant in ("midpoint", "public") and nodes.size == 2:
         psi = weights.moments(H, 1)[0]

@@ -47,13 +47,12 @@ def check_noise(eta: float, s_noise: float, solver: str) -> None:
 def euler_ancestral(
     process: Process, grid: Any, *, eta: float = 1.0, s_noise: float = 1.0, stochastic: bool | None = None
 ) -> Table:
-    """Euler to rho_down, then noise: ``x_s = alpha_s x0_hat + down eps_hat + s_noise up z`` (k-diffusion's
-    euler_ancestral).
+    """Euler to rho_down, then noise, k-diffusion's euler_ancestral.
 
-    ``down, up`` from :func:`split`; equal to ``ddim(eta)`` on every path for eta <= 1. No noise on a step to sigma =
-    0, which returns x0_hat. ``s_noise`` != 1 scales the noise and leaves the marginals by design. Weak order 1, one
-    evaluation a step. ``stochastic=True`` keeps the noise column at eta 0. Raises ValueError for negative eta or
-    s_noise and non-Gaussian processes.
+    ``x_s = alpha_s x0_hat + down eps_hat + s_noise up z``, ``down, up`` from :func:`split`; equal to ``ddim(eta)`` on
+    every path for eta <= 1. No noise on a step to sigma = 0, which returns x0_hat. ``s_noise`` != 1 scales the noise
+    and leaves the marginals by design. Weak order 1, one evaluation a step. ``stochastic=True`` keeps the noise
+    column at eta 0. Raises ValueError for negative eta or s_noise and non-Gaussian processes.
     """
     grid = _checked(process, grid, eta, s_noise, "euler_ancestral")
     rows = Rows(process, grid[0])
@@ -65,8 +64,7 @@ def euler_ancestral(
 def dpm2_ancestral(
     process: Process, grid: Any, *, eta: float = 1.0, s_noise: float = 1.0, stochastic: bool | None = None
 ) -> Table:
-    """DPM2 to rho_down, then noise (k-diffusion's dpm_2_ancestral): 2 evaluations a step, none of them wasted at the
-    end.
+    """DPM2 to rho_down, then noise (k-diffusion's dpm_2_ancestral): 2 evaluations a step, 1 on a step to sigma = 0.
 
     With ``rho_m = sqrt(rho_t rho_down)``: ``v_m = v + (rho_m - rho_t) E(v)``, ``v_s = v + (rho_down - rho_t) E(v_m) +
     up z``. At eta 1 rho_m is rho_s itself, so the stage lies on the grid and explicit (alpha, sigma) arrays will do;

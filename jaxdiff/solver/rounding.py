@@ -26,12 +26,13 @@ LIMIT = 3e-6
 
 
 def rounding(table: Table) -> float:
-    """Expected RMS error of a float32 run relative to its end, on Gaussian data of unit variance, to a factor of about 3
-    (data of two modes: up to 6).
+    """Estimated RMS rounding error of a float32 run, relative to the size of its end; right to a factor of about 3 on
+    Gaussian data of unit variance, of 6 on data of two modes.
 
-    There every prediction is a number times the state, and a rounding anywhere reaches the end by a product of numbers.
-    Each of these counts 2^-24 of its size: the terms of a row's sum, the sum, and eps_hat; x0_hat, of size 1, counts one
-    rounding, 0.4 of that in RMS. Needs a table of one state; fresh noise counts as none.
+    For such data every prediction is a known number times the state, so how much of a rounding made anywhere reaches
+    the end is a product of known numbers. Counted are, for each row: 2^-24 of the size of each term of its sum, of
+    the sum and of a stored eps_hat, and 0.4 times 2^-24 (the RMS of one rounding) for a stored x0_hat, whose size is
+    1. Fresh noise is not counted. Needs a table of one state.
     """
     return _rounding(table)[0]
 
@@ -62,13 +63,15 @@ def _rounding(table: Table) -> tuple[float, float]:
 
 
 def steady(process: Process, table: Table) -> Table:
-    """The same solver with less rounding: its first n rows of more noise than signal keep x0_hat for what they kept.
+    """The same solver with less rounding: its first n rows of more noise than signal store x0_hat instead.
 
-    Tables whose :func:`rounding` is below ``LIMIT``, or is mostly that of the states themselves, are returned as they are, as
-    are tables that carry earlier states. Rows that look back over such rows recover their states from later records, so each
-    may widen the table by one; the smallest n is taken that brings the rounding below the limit (beyond 8 in strides of an
-    eighth), or, where the weights on x0_hat are themselves so large that none does, one near the least. Never one that is much
-    less exact on delta data in float64 (:func:`check`). A free pair's noise is not asked for by rows that keep x0_hat.
+    Returned as they are: tables whose :func:`rounding` is below ``LIMIT`` or mostly that of the states themselves,
+    and tables that carry earlier states. A rewritten row may add a record to the history, since eps_hat of an earlier
+    row then has to be recovered from later ones. So n is the smallest number that brings the rounding below the limit
+    (tried beyond 8 in strides of n/8); where none does, because the weights on x0_hat are as large, one near the
+    least. No n is taken that makes the table much less exact on delta data in float64 (:func:`check`). Rewritten rows
+    do not read the noise of a free pair (guided data, unguided noise): they use the one that agrees with their
+    x0_hat.
     """
     if np.shape(table.blocks.A)[1] > 1 or table.blocks.q is None:
         return table
@@ -93,7 +96,8 @@ def steady(process: Process, table: Table) -> Table:
 
 
 def _noisy(table: Table) -> list[int]:
-    """Rows of more noise than signal that keep something else than x0_hat, no longer than until fresh noise is added."""
+    """Rows of more noise than signal that store something else than x0_hat, if no row reads it after fresh noise was
+    added (the state it was made at could then not be recovered)."""
     block = plain_block(table)
     found = []
     for k in np.flatnonzero((block.q != 0) & (block.alpha < block.sigma)[:-1]):

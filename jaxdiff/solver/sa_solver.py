@@ -35,8 +35,10 @@ def sa_solver(
     lower_order_final: str = "auto",
     stochastic: bool | None = None,
 ) -> Table:
-    """``x_s = (sigma_s/sigma_t) e^{-k h} x_t + alpha_s sum_j w_j D_j + sigma_s sqrt(1 - e^{-2 k h}) z``, ``k =
-    tau^2`` (2309.05019).
+    """SA-Solver: stochastic Adams predictor and corrector, with a noise level tau (2309.05019).
+
+    ``x_s = (sigma_s/sigma_t) e^{-k h} x_t + alpha_s sum_j w_j D_j + sigma_s sqrt(1 - e^{-2 k h}) z``, ``k = tau^2``,
+    ``h = lam_s - lam_t``, D_j data predictions.
 
     Predictor: weights of the last ``predictor`` (1..4) data predictions over ``H = (1 + k) h``. Corrector: the same
     step, start and draw with ``corrector`` (2..4, or 1; 0: none) predictions, the new point's among them. PEC

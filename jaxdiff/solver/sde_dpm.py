@@ -53,14 +53,16 @@ def dpm_solver_pp_sde(
     lower_order_final: str = "auto",
     stochastic: bool | None = None,
 ) -> Table:
-    """``x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s sum_j w_j D_j + s_noise sigma_s sqrt(1 - e^{-2 eta h}) z``
-    (2211.01095 [244]).
+    """SDE-DPM-Solver++, which k-diffusion calls 2M SDE, 3M SDE and dpmpp_sde (2211.01095 [244]).
 
-    ``method="multistep"`` (order 1, 2 = 2M SDE, 3 = 3M SDE): weights of the last ``order`` data predictions over ``H
-    = (1 + eta) h``, ``h = lam_s - lam_t``. ``variant``: "midpoint" (default) ``(1 - e^-H)(D_0 - D_1)/(2r)``, r =
-    h_prev/h; "lagrange" or "heun" ``((e^-H - 1)/H + 1)(D_0 - D_1)/r``, the exact integral of the linear interpolant;
-    of order 3 both integrate the quadratic exactly, and "public" is the published 3M, with half the curvature term.
-    One evaluation a step.
+    ``x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s sum_j w_j D_j + s_noise sigma_s sqrt(1 - e^{-2 eta h}) z``,
+    with ``h = lam_s - lam_t``, data predictions D_j and weights w_j over the length ``H = (1 + eta) h``.
+
+    ``method="multistep"`` (order 1, 2 = 2M SDE, 3 = 3M SDE): the last ``order`` predictions, one evaluation a step.
+    With r = h_prev/h, ``variant`` says what order 2 adds to ``(1 - e^-H) D_0``: "midpoint" (default)
+    ``(1 - e^-H)(D_0 - D_1)/(2r)``; "lagrange" or "heun" ``((e^-H - 1)/H + 1)(D_0 - D_1)/r``, the exact integral of
+    the linear interpolant. In order 3 these three integrate the quadratic exactly; "public" is the published 3M, with
+    half the curvature term.
 
     ``method="singlestep"`` (order 2 = k-diffusion's dpmpp_sde): ancestral steps (:func:`split`) to the midpoint in
     lam and, with its prediction, to the end: 2 evaluations a step. Both noises are of one Brownian path, so the

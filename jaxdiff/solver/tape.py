@@ -27,7 +27,7 @@ class Expression:
         self.tape, self.y, self.d, self.e = tape, y, d, e
 
     def now(self) -> Expression:
-        """The same quantity in terms of the state carried now (as it is on a tape that keeps states)."""
+        """The same quantity in terms of the state carried now; unchanged on a tape that keeps states."""
         if self.tape.keep or not self.y:
             return Expression(self.tape, dict(self.y), dict(self.d), self.e)
         ((row, a),) = self.y.items()

@@ -38,11 +38,12 @@ def unipc(
     next step starts; d_s is kept. Folded into the next predictor it costs nothing: one row and one evaluation a
     step. Order p with a corrector is of order p + 1, and p without.
 
-    ``variant``: the function B(h) of the paper, which matters only where a coefficient is set to 1/2 instead of solved for
-    (order-2 predictor, order-1 corrector): "bh1" ``B = h``, "bh2" ``B = 1 - e^-h``, "lagrange" solves there too.
-    ``corrector``: or one flag a step, whether step i is corrected (never the last). ``prediction``: "data" or "noise".
-    ``compensation``: DC-Solver's ratios, see :func:`dc_solver`. ``lower_order_final``: as in dpm_solver_pp; "always" is the
-    published rule. Raises ValueError for other names, orders and lengths.
+    ``variant``: the function B(h) of the paper, which matters only where a coefficient is set to 1/2 instead of
+    solved for (order-2 predictor, order-1 corrector): "bh1" ``B = h``, "bh2" ``B = 1 - e^-h`` (noise form:
+    ``e^h - 1``), "lagrange" solves there too. ``corrector``: or one flag a step, whether step i is corrected (never
+    the last). ``prediction``: "data" or "noise". ``compensation``: DC-Solver's ratios, see :func:`dc_solver`.
+    ``lower_order_final``: as in dpm_solver_pp; "always" is the published rule. Raises ValueError for other names,
+    orders and lengths.
     """
     grid = as_grid(process, grid)
     check_order(order, (1, 2, 3, 4), "unipc()")
