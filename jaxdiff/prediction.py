@@ -10,7 +10,6 @@ compiled samplers never retrace for new values.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import weakref
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.near import unknown
 from jaxdiff.process.coefficients import Coefficients, expand, leaf
 from jaxdiff.process.process import Process, check_process
 
@@ -166,9 +166,7 @@ def target_of(target: str, c: Coefficients, x0: Any, eps: Any, sigma_data: Any =
 
 def unknown_target(target: str) -> ValueError:
     """The error for a target that does not exist."""
-    near = difflib.get_close_matches(str(target), TARGETS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"target: {target!r} is unknown; allowed: {', '.join(TARGETS)}{hint}")
+    return unknown("target", target, TARGETS)
 
 
 def check_target(target: str, process: Process | None = None) -> None:
@@ -358,9 +356,7 @@ def denoiser(
     check_target(target, process)
     clock = clock or ("log_sigma" if target == "edm" else "time")
     if clock not in CLOCKS:
-        near = difflib.get_close_matches(str(clock), CLOCKS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"clock: {clock!r} is unknown; allowed: {', '.join(CLOCKS)}{hint}")
+        raise unknown("clock", clock, CLOCKS)
     check_sigma_data(sigma_data)
     path, spread = on_device(process), jnp.asarray(leaf(sigma_data))
     made = Denoiser(path, params, cond, spread, as_apply(apply), target, clock, bool(two_time))

@@ -16,7 +16,6 @@ collectives, any conditions, also None; "loop" halves the compile time.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.guidance.mix import ask, mix_predictions, scale_at, scale_leaf, tabulated
+from jaxdiff.near import unknown
 from jaxdiff.prediction import (
     Prediction,
     Query,
@@ -47,9 +47,7 @@ SPACES = ("vpred", "noise", "data")
 
 def _named(name: str, value: Any, allowed: Sequence[str]) -> str:
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: {value!r} is unknown; allowed: {', '.join(allowed)}{hint}")
+        raise unknown(name, value, allowed)
     return value
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxdiff import prediction
 from jaxdiff.guidance.mix import ask, tabulated
+from jaxdiff.near import unknown
 from jaxdiff.prediction import Prediction, Query, evaluate, lift
 from jaxdiff.process.coefficients import expand
 
@@ -76,7 +77,7 @@ def constrain(d: Any, constraint: Any, *, noise: str = "consistent") -> Constrai
     do not end on the constraint then. Raises ValueError for another name.
     """
     if noise not in NOISES:
-        raise ValueError(f"noise: {noise!r} given; allowed: {', '.join(NOISES)}")
+        raise unknown("noise", noise, NOISES)
     if not callable(constraint):
         raise ValueError(f"constraint: {constraint!r} given; need a function x -> x, as of solver.affine()")
     leaf = jax.tree_util.all_leaves([constraint])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxdiff.guidance.branches import Cfg, Compose
 from jaxdiff.guidance.mix import LEVELS, Mix, Window, linear_mix, scale_leaf
+from jaxdiff.near import unknown
 
 __all__ = ["autoguidance", "interval"]
 
@@ -41,9 +41,7 @@ def interval(d: Any, lo: Any, hi: Any, *, by: str = "sigma", outside: Any = 1.0)
         ValueError: unknown ``by``, lo >= hi, a denoiser without scales; on evaluation, an unknown noise level.
     """
     if by not in LEVELS:
-        near = difflib.get_close_matches(str(by), LEVELS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"by: {by!r} is unknown; allowed: {', '.join(LEVELS)}{hint}")
+        raise unknown("by", by, LEVELS)
     if not any(isinstance(v, jax.core.Tracer) for v in (lo, hi)) and not bool(jnp.all(jnp.less(lo, hi))):
         raise ValueError(f"lo, hi: {lo}, {hi} given; interval() needs lo < hi")
     ends = (jnp.asarray(lo, jnp.float32), jnp.asarray(hi, jnp.float32), scale_leaf(outside, "outside"))

@@ -7,12 +7,13 @@ count as long as groups are not cut.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jaxdiff.near import unknown
 
 __all__ = ["COUPLINGS", "independent", "minibatch_ot", "pairing_cost", "sinkhorn_plan"]
 
@@ -98,9 +99,7 @@ def minibatch_ot(
     if not isinstance(group, int) or group < 1:
         raise ValueError(f"group: {group!r} given; minibatch_ot() needs an integer >= 1")
     if method not in METHODS:
-        near = difflib.get_close_matches(str(method), METHODS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method: {method!r} is unknown; allowed: {', '.join(METHODS)}{hint}")
+        raise unknown("method", method, METHODS)
     if method != "exact" and not (epsilon > 0 and iterations >= 1):
         raise ValueError(f"epsilon, iterations: {epsilon}, {iterations} given; need epsilon > 0, iterations >= 1")
     if method == "ott":

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.near import near
 from jaxdiff.process.coefficients import Coefficients, leaf, resolve
 
 __all__ = ["VP", "DDPM", "SubVP"]
@@ -31,7 +32,7 @@ def _preserving(xp: Any, n: Any, dn: Any) -> Coefficients:
     return Coefficients(alpha, sigma, -sigma * alpha * dn, alpha * alpha * dn, sigma)
 
 
-def _linear_beta(xp: Any, t: Any, low: Any, high: Any) -> tuple[Any, Any]:
+def _linear_beta(t: Any, low: Any, high: Any) -> tuple[Any, Any]:
     """``n = t beta_min/2 + t^2 (beta_max - beta_min)/4`` and its derivative ``beta(t)/2``."""
     return t * low / 2 + t * t * (high - low) / 4, (low + t * (high - low)) / 2
 
@@ -58,12 +59,12 @@ class VP:
     def coefficients(self, t: Any) -> Coefficients:
         """Path and sigma-scaled tangent at ``t``."""
         xp, t, low, high = resolve(t, self.beta_min, self.beta_max)
-        return _preserving(xp, *_linear_beta(xp, t, low, high))
+        return _preserving(xp, *_linear_beta(t, low, high))
 
     def half_log_snr(self, t: Any) -> Any:
         """``-n - log(1 - e^-2n)/2``, accurate where alpha is close to 1."""
         xp, t, low, high = resolve(t, self.beta_min, self.beta_max)
-        n, _ = _linear_beta(xp, t, low, high)
+        n, _ = _linear_beta(t, low, high)
         with np.errstate(divide="ignore"):
             return -n - 0.5 * xp.log(-xp.expm1(-2 * n))
 
@@ -158,14 +159,14 @@ class SubVP:
     def coefficients(self, t: Any) -> Coefficients:
         """Path and tangent at ``t``; ``sigma' = 2 alpha^2 n'`` is finite, so pace is 1."""
         xp, t, low, high = resolve(t, self.beta_min, self.beta_max)
-        n, dn = _linear_beta(xp, t, low, high)
+        n, dn = _linear_beta(t, low, high)
         alpha = xp.exp(-n)
         return Coefficients(alpha, -xp.expm1(-2 * n), -alpha * dn, 2 * alpha * alpha * dn, xp.ones_like(t))
 
     def half_log_snr(self, t: Any) -> Any:
         """``-n - log(1 - e^-2n)``."""
         xp, t, low, high = resolve(t, self.beta_min, self.beta_max)
-        n, _ = _linear_beta(xp, t, low, high)
+        n, _ = _linear_beta(t, low, high)
         with np.errstate(divide="ignore"):
             return -n - xp.log(-xp.expm1(-2 * n))
 
@@ -234,7 +235,9 @@ def make_ddpm(steps: int = 1000, schedule: Any = "linear", zero_terminal_snr: bo
     """
     if isinstance(schedule, str):
         if schedule not in DDPM_SCHEDULES:
-            raise ValueError(f"schedule: {schedule!r} is unknown; allowed: {', '.join(DDPM_SCHEDULES)} or betas")
+            names = ", ".join(DDPM_SCHEDULES)
+            hint = near(schedule, DDPM_SCHEDULES)
+            raise ValueError(f"schedule: {schedule!r} is unknown; allowed: {names} or betas{hint}")
         if isinstance(steps, bool) or not steps >= 1 or steps % 1:
             raise ValueError(f"steps: {steps} given; ddpm() needs a whole number, at least 1")
         schedule = DDPM_SCHEDULES[schedule](int(steps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import prediction
+from jaxdiff.near import unknown
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 
@@ -50,9 +50,7 @@ def at_level(process: Process, lam: Any) -> prediction.Query:
 def check_method(method: str, allowed: Iterable[str]) -> None:
     """Refuse an unknown method, naming the nearest."""
     if method not in allowed:
-        near = difflib.get_close_matches(str(method), allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method: {method!r} is unknown; allowed: {', '.join(allowed)}{hint}")
+        raise unknown("method", method, allowed)
 
 
 def check_tolerances(rtol: Any, atol: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxdiff.near import near
 from jaxdiff.process.process import Process
 from jaxdiff.solver import weights
 from jaxdiff.solver.build import DATA, NOISE, first_order, require_path
@@ -51,7 +52,8 @@ def jump(at: Point, to: Point, base: Expression, data: Expression) -> Expression
 
 
 def positions(process: Process, at: Point, to: Point, points: Sequence[Point], variable: str) -> tuple[Any, Any]:
-    """Nodes of the interpolation and its clock, for :func:`weights.exponential`: u = 0 at ``at``, 1 at ``to`` in lam."""
+    """``(nodes, clock)`` for :func:`weights.exponential`: where ``points`` lie in the interpolation variable, and that
+    variable as a function of u, which is 0 at ``at``, 1 at ``to`` and linear in lam (clock None: it is u itself)."""
     h = to.lam - at.lam
     if variable == "lam":
         return np.array([(p.lam - at.lam) / h for p in points]), None
@@ -100,7 +102,9 @@ def point_at(process: Process, lam: float) -> Point:
 def check_choice(name: str, value: Any, allowed: Sequence) -> None:
     """Raise ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
-        raise ValueError(f"{name}: {value!r} given; allowed: {', '.join(str(a) for a in allowed)}")
+        raise ValueError(
+            f"{name}: {value!r} given; allowed: {', '.join(str(a) for a in allowed)}{near(value, allowed)}"
+        )
 
 
 def check_variable(variable: str, grid: Grid, solver: str) -> None:

@@ -8,7 +8,6 @@ differentiated, so the score may be any number. Sources: 2312.07243 [121] (the s
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import prediction as predictions
+from jaxdiff.near import near
 from jaxdiff.process.process import Process
 from jaxdiff.solver.executor import run
 from jaxdiff.solver.exponential import FORMS, VARIABLES, check_variable
@@ -109,9 +109,8 @@ def _choices(name: str, given: Any) -> tuple:
     given = (given,) if isinstance(given, (str, int)) else tuple(given)
     for value in given:
         if value not in GENES[name] or isinstance(value, bool) != (name == "corrector"):
-            near = difflib.get_close_matches(str(value), [str(v) for v in GENES[name]], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name}: {value!r} given; allowed: {', '.join(map(str, GENES[name]))}{hint}")
+            allowed = ", ".join(map(str, GENES[name]))
+            raise ValueError(f"{name}: {value!r} given; allowed: {allowed}{near(value, GENES[name])}")
     if not given or len(set(given)) != len(given):
         raise ValueError(f"{name}: {given} given; need one or more different choices")
     return given

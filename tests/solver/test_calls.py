@@ -101,6 +101,10 @@ BAD = {
         "d: returned data (1, 2) and noise (1, 2) for a state (2, 2)",
     ),
     "hook": (lambda: solver.hooks(project=3), "project: 3 given"),
+    "misspelt option": (
+        lambda: solver.unipc(LINEAR, grid.uniform(LINEAR, 3), variant="lagrang"),
+        "variant: 'lagrang' given; allowed: bh1, bh2, lagrange; did you mean 'lagrange'?",
+    ),
     "sharding": (
         lambda: solver.sample(DDIM, D2, KEY, (8, 2), sharding=jax.sharding.NamedSharding(
             jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)),

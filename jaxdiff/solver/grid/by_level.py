@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxdiff.near import unknown
 from jaxdiff.process.process import Process, check_process
 from jaxdiff.solver.grid.point import Grid, at_times, check_positive, down_to_data, whole_steps
 
@@ -182,7 +183,7 @@ def ays(process: Process, steps: int, *, name: str = "sd15") -> Grid:
     it are left out. Raises ValueError for another name.
     """
     if name not in AYS:
-        raise ValueError(f"name: {name!r} given; allowed: {', '.join(AYS)}")
+        raise unknown("name", name, AYS)
     lam, index = -np.log(AYS[name]), np.arange(len(AYS[name]), dtype=np.float64)
     return _on_curve(
         process, steps, lambda u: np.interp(u, index, lam), lambda v: float(np.interp(v, lam, index)), 0.0, index[-1]

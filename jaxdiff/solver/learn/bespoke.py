@@ -12,7 +12,6 @@ order as the base for any smooth s, t. r is the base's own time, so s = 1, t = r
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from jaxdiff.process.process import Process
 from jaxdiff.solver.build import DATA, Rows, first_order, require_path
 from jaxdiff.solver.executor import advance, begin, rows_of
 from jaxdiff.solver.grid import Point, as_grid
-from jaxdiff.solver.learn.family import Family, one_block, shifted
+from jaxdiff.solver.learn.family import Family, check_train, one_block, shifted
 from jaxdiff.solver.learn.fit import Learned, fit
 from jaxdiff.solver.learn.trajectory import Trajectory, check_ends, trajectory
 from jaxdiff.solver.onestep import velocity_form
@@ -67,13 +66,7 @@ def scale_time(table: Table, process: Process, *, train: Sequence[str] = PARTS) 
     unknown parts.
     """
     block = one_block(table, "scale_time()")
-    for name in train:
-        if name not in PARTS:
-            near = difflib.get_close_matches(str(name), PARTS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"train: {name!r} is unknown; allowed: {', '.join(PARTS)}{hint}")
-    if not train:
-        raise ValueError(f"train: none given; allowed: {', '.join(PARTS)}")
+    check_train(train, PARTS)
     K = table.rows
     A, B = np.asarray(block.A, np.float64), np.asarray(block.B, np.float64)
     p, q = (np.zeros(K) if v is None else np.asarray(v, np.float64) for v in (block.p, block.q))
