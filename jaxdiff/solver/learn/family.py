@@ -7,13 +7,13 @@ computes in jax. These are the non-stationary tables of BNS and S4S.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.near import unknown
 from jaxdiff.process.process import Process
 from jaxdiff.solver.table import AffineBlock, Table, blocks_of, freeze
 
@@ -38,6 +38,15 @@ def one_block(table: Table, caller: str) -> AffineBlock:
     if blocks[0].stochastic:
         raise ValueError(f"table: {caller} takes deterministic tables; this one draws noise")
     return blocks[0]
+
+
+def check_train(train: Sequence[str], allowed: Sequence[str]) -> None:
+    """Refuse an empty ``train`` and names that are not ``allowed``."""
+    for name in train:
+        if name not in allowed:
+            raise unknown("train", name, allowed)
+    if not train:
+        raise ValueError(f"train: none given; allowed: {', '.join(allowed)}")
 
 
 def _widened(column: np.ndarray, width: int) -> np.ndarray:
@@ -71,13 +80,7 @@ def family(
     Raises ValueError for other tables, unknown leaves, and what the choice needs but lacks.
     """
     block = one_block(table, "family()")
-    for name in train:
-        if name not in LEAVES:
-            near = difflib.get_close_matches(str(name), LEAVES, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"train: {name!r} is unknown; allowed: {', '.join(LEAVES)}{hint}")
-    if not train:
-        raise ValueError(f"train: none given; allowed: {', '.join(LEAVES)}")
+    check_train(train, LEAVES)
     K = table.rows
     A = _widened(np.asarray(block.A, np.float64), min(states or 0, K))
     B = _widened(np.asarray(block.B, np.float64), min(records or 0, K))
@@ -93,8 +96,7 @@ def family(
         if not np.all(np.asarray(table.out)) or not np.allclose(np.asarray(table.tau), time[:-1]):
             raise ValueError("train: 'times' given, but this table has stages inside its steps; learn A, B, form")
         gaps = -np.diff(time)
-        movable = gaps > 0  # a clean point appended at the same time does not move
-        start["times"] = np.log(gaps[movable])
+        start["times"] = np.log(gaps[gaps > 0])  # a clean point appended at the same time does not move
     if "form" in train:
         base_sign, size, angle = _angles(p, q, alpha[:-1], sigma[:-1])
         start["form"] = np.arctanh(np.clip(angle / (np.pi / 2), -1 + 1e-12, 1 - 1e-12))
@@ -111,22 +113,9 @@ def family(
         xp: Any = np if host else jnp
         t, al, si, P, Q = time, alpha, sigma, p, q
         if "times" in parameters:
-            logits = parameters["times"]
-            weights = xp.exp(logits - xp.max(logits))
-            inner = xp.cumsum((time[0] - time[-1]) * weights / xp.sum(weights))
-            t = xp.concatenate([time[:1], time[0] - inner[:-1], time[-1:]])
-            if not movable.all():
-                t = xp.concatenate([t, time[-1:]])
-            c = process.coefficients(t[1:-1])  # type: ignore[union-attr]
-            fixed = 1 if movable.all() else 2  # ends are the table's own, exactly
-            inside = slice(None) if fixed == 1 else slice(0, -1)
-            al = xp.concatenate([alpha[:1], c.alpha[inside], alpha[-fixed:]])
-            si = xp.concatenate([sigma[:1], c.sigma[inside], sigma[-fixed:]])
+            t, al, si = _moved(xp, process, parameters["times"], time, alpha, sigma)
         if "form" in parameters:
-            turned = 0.5 * np.pi * xp.tanh(parameters["form"])
-            norm = xp.sqrt(al[:-1] ** 2 + si[:-1] ** 2)
-            cos, sin = xp.cos(turned) * base_sign * size / norm, xp.sin(turned) * base_sign * size / norm
-            P, Q = cos * si[:-1] + sin * al[:-1], sin * si[:-1] - cos * al[:-1]
+            P, Q = _turned(xp, parameters["form"], base_sign * size, al[:-1], si[:-1])
         older = {name: parameters.get(name, column[:, skip:]) for name, column in (("A", A), ("B", B))}
         older = {name: v * seen(v.shape[1] + skip)[:, skip:] for name, v in older.items()}
         if consistent:
@@ -150,6 +139,27 @@ def family(
         return freeze(made_table) if host else made_table
 
     return Family(build, start)
+
+
+def _moved(
+    xp: Any, process: Any, logits: Any, time: np.ndarray, alpha: np.ndarray, sigma: np.ndarray
+) -> tuple[Any, Any, Any]:
+    """``(time, alpha, sigma)`` with gaps in time as the softmax of ``logits``; the ends stay what they are, exactly."""
+    fixed = 1 + int(time[-1] == time[-2])  # points at the last time: one, or two with an appended clean one
+    weights = xp.exp(logits - xp.max(logits))
+    passed = xp.cumsum((time[0] - time[-1]) * weights / xp.sum(weights))
+    inner = time[0] - passed[:-1]
+    c = process.coefficients(inner)
+    ends = lambda column, inside: xp.concatenate([column[:1], inside, column[-fixed:]])
+    return ends(time, inner), ends(alpha, c.alpha), ends(sigma, c.sigma)
+
+
+def _turned(xp: Any, form: Any, size: Any, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """``(p, q)`` of signed ``size`` at the angle ``(pi/2) tanh(form)`` from the direction (sigma, -alpha)."""
+    angle = 0.5 * np.pi * xp.tanh(form)
+    norm = xp.sqrt(alpha**2 + sigma**2)
+    cos, sin = xp.cos(angle) * size / norm, xp.sin(angle) * size / norm
+    return cos * sigma + sin * alpha, sin * sigma - cos * alpha
 
 
 def shifted(xp: Any, v: Any, h: int, count: int) -> Any:
