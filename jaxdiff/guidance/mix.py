@@ -188,6 +188,17 @@ class Mix:
         return dataclasses.replace(self, parts=tuple(condition(part, cond) for part in self.parts))
 
 
+def check_one_process(parts: Sequence[Any]) -> None:
+    """Refuse denoisers of processes of different kinds: their predictions at a time belong to different states."""
+    names = [getattr(getattr(part, "process", None), "name", None) for part in parts]
+    first, *others = [name for name in names if name is not None] or [None]
+    for other in others:
+        if other != first:
+            raise ValueError(
+                f"parts: processes {first!r} and {other!r} given; need one (prediction.on_path() moves a denoiser)"
+            )
+
+
 def linear_mix(parts: Sequence[Any], weights: Sequence[Any]) -> Mix:
     """``D = sum_i w_i D_i`` of denoisers on one process, with ``sum_i w_i = 1``.
 
@@ -198,11 +209,12 @@ def linear_mix(parts: Sequence[Any], weights: Sequence[Any]) -> Mix:
             and has to be when the others are functions or traced, since their sum cannot be checked.
 
     Raises:
-        ValueError: counts differ, a sum that is not one, a weight of the wrong shape.
+        ValueError: counts differ, processes of different kinds, a sum that is not one, a weight of the wrong shape.
     """
     parts, weights = tuple(lift(part) for part in parts), tuple(weights)
     if not parts or len(parts) != len(weights):
         raise ValueError(f"weights: {len(weights)} given for {len(parts)} parts; need one for each, at least one")
+    check_one_process(parts)
     if any(w is None for w in weights[1:]):
         raise ValueError("weights: None given after the first; only weights[0] may be None (one minus the others)")
     if weights[0] is not None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxdiff import prediction
-from jaxdiff.guidance.mix import tabulated
+from jaxdiff.guidance.mix import check_one_process, tabulated
 from jaxdiff.prediction import Query, evaluate, lift
 from jaxdiff.solver.table import Table
 
@@ -63,11 +63,14 @@ def switch(parts: Sequence[Any]) -> Switch:
 
     One branch runs per row: keep ``mode`` out of vmaps (it is static in a table, so ``vmap`` over tables of equal modes
     keeps the branch). All parts share data space and path, and multistep history mixes them at a change.
-    Modes beyond the parts ask the last. Raises ValueError for none, and on evaluation by a table without modes.
+    Modes beyond the parts ask the last. Raises ValueError for none, for processes of different kinds, and on evaluation
+    by a table without modes.
     """
     if not parts:
         raise ValueError("parts: none given; switch() needs at least one denoiser")
-    return Switch(tuple(lift(d) for d in parts))
+    lifted = tuple(lift(d) for d in parts)
+    check_one_process(lifted)
+    return Switch(lifted)
 
 
 def stitch(table: Table, fraction: float) -> Table:

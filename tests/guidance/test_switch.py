@@ -93,3 +93,9 @@ def test_refusals():
         stitch(TABLE, 1.5)
     with pytest.raises(ValueError, match="none given"):
         switch(())
+    elsewhere = exact.denoiser(exact.Gaussian([0.0], 1.0), process.vp())
+    for of in (switch, lambda parts: linear_mix(parts, (0.5, 0.5))):
+        with pytest.raises(
+            ValueError, match=r"parts: processes '\w+' and '\w+' given; need one \(prediction.on_path"
+        ):
+            of((GOOD, elsewhere))
