@@ -122,6 +122,16 @@ BAD = [
     ({"process.name": "vp", "process.beta_max": "high"}, "need a number", None),
     ({"objective.coupling": "ot", "objective.coupling_group": "48"}, "it must divide the 128 examples", None),
     ({"solver.grid": "edm_rho", "solver.grid_options": "{'roh': 3}"}, "did you mean 'rho'", None),
+    ({"network.multipliers": "2"}, "config.network.multipliers: 2 given; need a list, each a whole number", None),
+    ({"network.multipliers": "(1, 1.5)"}, "need a list, each a whole number", None),
+    ({"network.name": "mlp", "network.frequencies": "(1,)"}, "(1,) given; need a list of 2, each a number", None),
+    ({"process.sigma_min": "[0.1]"}, "config.process.sigma_min: [0.1] given; need a number", None),
+    ({"solver.name": "dc_solver", "solver.compensation": "[1, 'a']"}, "need a number or a list of numbers", None),
+    (
+        {"objective.time": "mode", "objective.time_options": "{'scale': {}}"},
+        "['scale']: {} given; need a number",
+        None,
+    ),
     ({"seed": "-1"}, "config.seed: -1 given; need at least 0", None),
     ({"seed": str(2**32)}, "config.seed: 4294967296 given; need at most 2147483647", None),  # jax takes it for 0
     ({"sample.seed": "-1"}, "config.sample.seed: -1 given", None),
@@ -139,6 +149,11 @@ def test_bad_fields_are_one_line(given, message, _):
         config_lib.check(config_lib.apply_overrides(config_lib.default(), given))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_solvers_take_lists_of_numbers():
+    given = {"solver.name": "dc_solver", "solver.compensation": "[1.0, 1.1, 0.9]"}
+    config_lib.check(config_lib.apply_overrides(config_lib.default(), given))
 
 
 def test_missing_file_and_function(tmp_path):

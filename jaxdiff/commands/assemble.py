@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +28,33 @@ from jaxdiff.train.ema import averages
 from jaxdiff.train.optimiser import optimiser, schedule
 from jaxdiff.train.step import Player
 
+T = TypeVar("T")
+
 __all__ = ["Setup", "dataset", "denoiser", "game", "grid", "guided", "process", "setup", "table"]
+
+
+def built(section: str, given: Mapping[str, Any], make: Callable[..., T], *args: Any, **more: Any) -> T:
+    """``make(*args, **more, **given)``; options of a kind that it cannot work with are one line, not a traceback."""
+    try:
+        return make(*args, **more, **given)
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        if not given:  # not the user's
+            raise
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"config.{section}: {shown} given; one of these is of a wrong kind ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def process(config: ConfigDict) -> Process:
     """The corruption process of ``config.process``."""
     given = options(config, "process")
     noise, df = given.pop("noise", "gaussian"), given.pop("df", None)
-    law = resolve("noise", noise)(*(() if df is None else (df,)))
-    return resolve("process", config.process.name)(**given, noise=law, t_max=config.process.t_max)
+    if df is not None and noise != "student_t":
+        raise ConfigError(f"config.process.df: {df!r} given; only process.noise='student_t' has it, not {noise!r}")
+    law = built("process", {} if df is None else {"df": df}, resolve("noise", str(noise)))
+    return built("process", given, resolve("process", config.process.name), noise=law, t_max=config.process.t_max)
 
 
 def dataset(config: ConfigDict, split: str) -> Dataset:
@@ -74,7 +93,8 @@ def setup(config: ConfigDict, source: Dataset) -> Setup:
     given = options(config, "network")
     if config.train.precision == "bfloat16":
         given.setdefault("dtype", "bfloat16")  # layers told float32 would promote the parameters the step casts
-    return Setup(config, process(config), net(**given, num_classes=classes), source.shape, classes)
+    made = built("network", given, net, num_classes=classes)
+    return Setup(config, process(config), made, source.shape, classes)
 
 
 def game(made: Setup) -> dict[str, Player]:
@@ -84,8 +104,8 @@ def game(made: Setup) -> dict[str, Player]:
         made.process,
         made.network.apply,
         target=c.target,
-        time=TIMES[c.time](**c.time_options),
-        weighting=WEIGHTINGS[c.weighting](**c.weighting_options),
+        time=built("objective.time_options", c.time_options, TIMES[c.time]),
+        weighting=built("objective.weighting_options", c.weighting_options, WEIGHTINGS[c.weighting]),
         cond_key="label" if made.num_classes else None,
         label_drop=c.label_drop,
         null_label=made.null_label,
@@ -98,9 +118,8 @@ def game(made: Setup) -> dict[str, Player]:
     )
     o, steps = made.config.optimiser, made.config.train.steps
     rate = {"schedule": o.schedule, "steps": steps, "warmup": o.warmup, "final": o.final}
-    rule = optimiser(
-        o.name, learning_rate=o.learning_rate, clip=o.clip or None, **rate, **options(made.config, "optimiser")
-    )
+    own = options(made.config, "optimiser")
+    rule = built("optimiser", own, optimiser, o.name, learning_rate=o.learning_rate, clip=o.clip or None, **rate)
     decay = made.config.ema.decay
     shown = schedule(o.schedule, peak=o.learning_rate, steps=steps, warmup=o.warmup, final=o.final)
     return {"model": Player(loss, rule, ema=averages(decay if decay else None), schedule=shown)}
@@ -127,7 +146,7 @@ def guided(made: Setup, d: Any, name: str, scale: float) -> Any:
     if name == "none":
         return d
     own = options(made.config, "guidance") if name == made.config.guidance.name else {}
-    return resolve("guidance", name)(d, scale, null=jnp.int32(made.null_label), **own)
+    return built("guidance", own, resolve("guidance", name), d, scale, null=jnp.int32(made.null_label))
 
 
 def shaped(made: Setup, d: Any, name: str, scale: float) -> Any:
@@ -144,12 +163,13 @@ def shaped(made: Setup, d: Any, name: str, scale: float) -> Any:
 def grid(made: Setup) -> Grid:
     """The time grid of ``config.solver``."""
     c = made.config.solver
-    return resolve("grid", c.grid)(made.process, c.steps, **c.grid_options)
+    return built("solver.grid_options", c.grid_options, resolve("grid", c.grid), made.process, c.steps)
 
 
 def table(made: Setup) -> Table:
     """The solver table of ``config.solver``."""
-    return resolve("solver", made.config.solver.name)(made.process, grid(made), **options(made.config, "solver"))
+    maker = resolve("solver", made.config.solver.name)
+    return built("solver", options(made.config, "solver"), maker, made.process, grid(made))
 
 
 def labels_for(made: Setup, count: int, label: int | None = None) -> np.ndarray | None:

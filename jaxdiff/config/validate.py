@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import numbers
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -136,6 +137,7 @@ KINDS = {
     "str": "text",
     "dict": "a dict",
     "tuple": "a list",
+    "numbers": "a list of numbers",
 }
 
 
@@ -160,22 +162,47 @@ def check_option(path: str, value: Any, parameter: inspect.Parameter | None) -> 
     """Refuse a value of another type than the parameter is annotated with, where that is a plain one."""
     if parameter is None:
         return
-    annotation = parameter.annotation
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    value, annotation, default = _plain(value), parameter.annotation, parameter.default
+    named = isinstance(annotation, type) and typing.get_origin(annotation) is None
+    text = annotation.__name__ if named else str(annotation)
     kinds = [kind.strip() for kind in text.split("|")]
-    if kinds == ["Any"] and isinstance(parameter.default, numbers.Real) and isinstance(value, str):
-        kinds = ["float"]  # numbers that may also be traced arrays
+    if kinds == ["Any"] and isinstance(default, numbers.Real) and not isinstance(default, bool):
+        # numbers that may also be traced arrays; those of a solver may be one a step
+        kinds = ["float", "numbers"] if path.startswith("solver.") else ["float"]
+    if not any(_fits(value, kind) for kind in kinds):
+        raise ConfigError(f"config.{path}: {value!r} given; need {' or '.join(map(_said, kinds))}")
+
+
+def _items(kind: str) -> list[str] | None:
+    """``["int", "..."]`` of ``tuple[int, ...]``; None for what is no tuple."""
+    return [item.strip() for item in kind[6:-1].split(",")] if kind.startswith("tuple[") else None
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a plain kind; of other kinds nothing is known, and anything passes."""
+    items = ["float", "..."] if kind == "numbers" else _items(kind)
+    if items is not None:
+        if not isinstance(value, list | tuple):
+            return False
+        items = items[:1] * len(value) if items[-1] == "..." else items
+        return len(items) == len(value) and all(map(_fits, value, items))
     plain = isinstance(value, bool)
-    fits = {
+    known = {
         "int": isinstance(value, numbers.Integral) and not plain,
         "float": isinstance(value, numbers.Real) and not plain,
         "bool": plain,
         "str": isinstance(value, str),
         "None": value is None,
     }
-    if set(kinds) <= set(fits) and not any(fits[k] for k in kinds):
-        allowed = " or ".join(KINDS.get(k, "None") for k in kinds)
-        raise ConfigError(f"config.{path}: {value!r} given; need {allowed}")
+    return known.get(kind, True)
+
+
+def _said(kind: str) -> str:
+    """A kind in words."""
+    items = _items(kind)
+    if items is None:
+        return KINDS.get(kind, kind)
+    return f"a list{'' if items[-1] == '...' else f' of {len(items)}'}, each {_said(items[0])}"
 
 
 # parameters that builders fill in themselves

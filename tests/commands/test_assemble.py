@@ -49,3 +49,28 @@ def test_precision_is_what_the_network_computes_in(network):
     assert mixed["bf16"] > 0.8 * plain["f32"]  # the output layer may stay float32
     kept = products(network, **{"train.precision": "bfloat16", "network.dtype": "float32"})
     assert kept == plain  # asked for by name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"process.df": "4"}, "config.process.df: 4 given; only process.noise='student_t' has it, not 'gaussian'"),
+        ({"process.noise": "[]"}, "noise: '[]' is unknown"),
+        (
+            {"solver.name": "restart", "solver.solver": "heun"},
+            "config.solver: solver='heun' given; one of these is of a wrong",
+        ),
+        ({"solver.name": "restart", "solver.intervals": "3"}, "config.solver: intervals=3 given"),
+        ({"solver.grid": "dynamic_shift", "solver.grid_options": "{'low': None}"}, "config.solver.grid_options"),
+    ],
+)
+def test_options_of_a_wrong_kind_are_one_line(given, message):
+    with pytest.raises(config_lib.ConfigError) as caught:
+        config = config_lib.check(config_lib.apply_overrides(config_lib.default(), {"network.name": "mlp", **given}))
+        assemble.table(assemble.setup(config, assemble.dataset(config, "train")))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_faults_without_options_keep_their_traceback():
+    with pytest.raises(TypeError, match="not callable"):
+        assemble.built("solver", {}, None)
