@@ -77,7 +77,8 @@ def run(
             f"config.data.batch_size: {config.data.batch_size} is not divisible by {shards * config.train.accumulate} "
             f"(data x fsdp = {shards} devices, accumulate = {config.train.accumulate})"
         )
-    simulated = max(1, min(data, MOST // (fsdp * tensor))) * fsdp * tensor
+    # two replicas at least: one has nobody to sum its gradients with
+    simulated = max(min(data, 2), min(data, MOST // (fsdp * tensor))) * fsdp * tensor
     kept = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
     flags = " ".join([*kept, f"--xla_force_host_platform_device_count={simulated}"])
     request = {

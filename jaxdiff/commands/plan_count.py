@@ -129,12 +129,7 @@ def make_plan(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     dtype = jnp.bfloat16 if config.train.precision == "bfloat16" else None
 
-    def examples(count: int, sharding: Any = None) -> dict[str, Any]:
-        spec = lambda shape, kind: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
-        out = {"x0": spec((count, *made.shape), jnp.float32), "index": spec((count,), jnp.uint32)}
-        return out | ({"label": spec((count,), jnp.int32)} if made.num_classes else {})
-
-    whole = examples(batch, batch_sharding(mesh))
+    whole = _examples(made, batch, batch_sharding(mesh))
     kind = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=replicated(mesh))
     route = layout.route(config)
@@ -162,29 +157,16 @@ def make_plan(
         state.params,
     )
     # the coupling may need whole groups, so the two batches are of the microbatch itself
-    small, large = (_saved(game["model"].loss, params, examples(n), kind) for n in (local, 2 * local))
+    small, large = (_saved(game["model"].loss, params, _examples(made, n), kind) for n in (local, 2 * local))
     each = (large - small) / local
 
-    compiled_arguments = found = None
-    along_tensor: tuple = ()
-    if compiled:
-        program = step.lower(state, whole, key).compile()
-        compiled_arguments = program.memory_analysis().argument_size_in_bytes
-        text = program.as_text()
-        found = tuple(
-            dataclasses.replace(c, group=c.group * data // simulated if c.group == mesh.size else c.group)
-            for c in cost.collectives(text, mesh.size)
+    program = step.lower(state, whole, key).compile() if compiled else None
+    text = None if program is None else program.as_text()
+    traced = route == "fsdp" and gathered
+    if traced and split:
+        notes.append(
+            f"collectives over tensor are the compiler's{'' if compiled else ' and not among those counted'}"
         )
-        along_tensor = tuple(c for c in cost.collectives(text, mesh.size, mesh.shape) if c.axes == ("tensor",))
-    if traced := route == "fsdp" and gathered:
-        sizes = dict(zip(mesh.axis_names, mesh_sizes))
-        written = cost.traced_collectives(jaxpr)
-        found = tuple(dataclasses.replace(c, group=math.prod(sizes[a] for a in c.axes)) for c in written)
-        if split:
-            found += along_tensor
-            notes.append(
-                f"collectives over tensor are the compiler's{'' if compiled else ' and not among those counted'}"
-            )
     # in use, and as a gradient, a parameter is whole along fsdp and split along tensor alone
     unsplit = lambda sharding: NamedSharding(mesh, without_axis(sharding.spec, "fsdp"))
     used = jax.tree.map(
@@ -209,13 +191,45 @@ def make_plan(
         activation_fixed=int(np.clip(small - (large - small), 0, None)),
         activation_each=each,
         flops=per_device,
-        compiled_arguments=compiled_arguments,
-        collectives=found,
+        compiled_arguments=None if program is None else program.memory_analysis().argument_size_in_bytes,
+        collectives=_sent(text, jaxpr if traced else None, mesh, mesh_sizes, split),
         precision=config.train.precision,
         notes=tuple(notes),
         slices=config.mesh.slices,
         traced=traced,
     )
+
+
+def _examples(made: Any, count: int, sharding: Any = None) -> dict[str, Any]:
+    """A batch of ``count`` examples, abstract."""
+    import jax
+    import jax.numpy as jnp
+
+    spec = lambda shape, kind: jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+    out = {"x0": spec((count, *made.shape), jnp.float32), "index": spec((count,), jnp.uint32)}
+    return out | ({"label": spec((count,), jnp.int32)} if made.num_classes else {})
+
+
+def _sent(text: str | None, jaxpr: Any, mesh: Any, planned: tuple[int, int, int], split: bool) -> tuple | None:
+    """Collectives of a step, with group sizes of the planned mesh; None where neither source is given.
+
+    ``text``: the program compiled for the simulated ``mesh``. ``jaxpr``: the traced step, where collectives are written in
+    it (explicit fsdp): then these, and of the compiled ones those over tensor, if parameters are split over it.
+    """
+    from jaxdiff.train import cost
+
+    sizes = dict(zip(mesh.axis_names, planned))
+    if jaxpr is None:
+        # a group that covers its axes is as large as they will be
+        over = lambda axes, sizes: math.prod(sizes[axis] for axis in axes)
+        grown = lambda c: over(c.axes, sizes) if c.axes and over(c.axes, mesh.shape) == c.group else c.group
+        found = () if text is None else cost.collectives(text, mesh.size, mesh.shape)
+        return None if text is None else tuple(dataclasses.replace(c, group=grown(c)) for c in found)
+    written = cost.traced_collectives(jaxpr)
+    found = tuple(dataclasses.replace(c, group=math.prod(sizes[axis] for axis in c.axes)) for c in written)
+    if split and text is not None:
+        found += tuple(c for c in cost.collectives(text, mesh.size, mesh.shape) if c.axes == ("tensor",))
+    return found
 
 
 def _saved(loss: Any, params: Any, batch: Any, key: Any) -> int:

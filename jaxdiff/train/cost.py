@@ -229,16 +229,40 @@ def _group(line: str, devices: int) -> int:
     return devices
 
 
+def _iota(shape: str, source: str, order: str | None) -> np.ndarray:
+    """Device numbers in HLO's iota notation, ``[shape]<=[source]T(order)``."""
+    source_shape = [int(n) for n in source.split(",")]
+    ids = np.arange(math.prod(source_shape)).reshape(source_shape)
+    ids = ids.transpose([int(n) for n in order.split(",")]) if order else ids
+    return ids.reshape([int(n) for n in shape.split(",")])
+
+
+def _first_group(line: str, count: int) -> np.ndarray | None:
+    """Device numbers of one replica group, in each of HLO's notations; None where all are in one, or it is not known."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return np.array([int(n) for n in listed[1].split(",")])
+    if iota := re.search(r"replica_groups=\[(\d+,\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        return _iota(*iota.groups())[0]
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{('[^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", named[1])}
+        # an axis may be used in part: 'a':(before)size
+        parts = re.findall(r"('\w+')(?::\((\d+)\)(\d+))?", named[3])
+        used = {name: (int(before or 1), int(part or sizes[name])) for name, before, part in parts}
+        order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", named[2]) if named[2] else None
+        ids = _iota(str(count), order[1], order[2]) if order else np.arange(count)
+        places = []
+        for name, size in sizes.items():
+            before, part = used.get(name, (1, 1))
+            places.append(np.arange(part) * (size // (before * part)))
+        return ids.reshape(list(sizes.values()))[np.ix_(*places)].ravel()
+    return None
+
+
 def _spanned(line: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Mesh axes along which the devices of the first replica group differ: devices are numbered by place in the mesh."""
     count = math.prod(sizes.values())
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        group = np.array([int(n) for n in listed[1].split(",")])
-    elif iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        ids = np.arange(count).reshape([int(n) for n in iota[3].split(",")])
-        ids = ids.transpose([int(n) for n in iota[4].split(",")]) if iota[4] else ids
-        group = ids.reshape(int(iota[1]), int(iota[2]))[0]
-    else:
+    group = _first_group(line, count)
+    if group is None:
         return tuple(name for name, size in sizes.items() if size > 1) if _group(line, count) == count else ()
     places = np.unravel_index(group, tuple(sizes.values()))
     return tuple(name for name, place in zip(sizes, places, strict=True) if len(set(place.tolist())) > 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,28 @@ def test_layers_split_over_tensor():
     assert any("no rule splits anything over tensor=2" in note for note in repeated.notes)
 
 
+def test_groups_of_a_mesh_cut_to_fit_are_the_whole_mesh_s():
+    """Compiled with two replicas in place of sixteen: the sum over data is over sixteen all the same."""
+    config = dit_config()
+    config.mesh.min_bytes, config.data.batch_size = 4096, 8 * BATCH
+    found = plan.make_plan(config_lib.check(config), (16, 4, 1), shape=(8, 8, 3), classes=10)
+    assert found.simulated == 2
+    spans = {(c.axes, c.group) for c in found.collectives}
+    assert (("data",), 16) in spans and spans <= {(("data",), 16), (("fsdp",), 4), (("data", "fsdp"), 64)}
+
+
+def test_two_replicas_are_simulated_at_least(monkeypatch):
+    flags = []
+    monkeypatch.setattr(
+        plan.subprocess, "run", lambda *_, env: flags.append(env["XLA_FLAGS"]) or types.SimpleNamespace(returncode=0)
+    )
+    config = dit_config()
+    config.data.batch_size = 8 * 512
+    for mesh, devices in (("8x512x1", 1024), ("1x512x1", 512), ("8x128x1", 512)):
+        assert plan.run(config_lib.check(config), mesh, shape="8x8x3", classes=10) == 0
+        assert f"device_count={devices}" in flags[-1]
+
+
 def test_only_what_crosses_slices_takes_the_slow_network():
     chip = CHIPS[0]
     written = [
@@ -255,6 +278,11 @@ def test_axes_of_compiled_collectives():
         ("[4,2]<=[2,4]T(1,0)", ("data",)),
         ("[2,4]<=[4,2]T(1,0)", ("data", "fsdp")),
         ("{}", ("data", "fsdp", "tensor")),
+        ("mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", ("data",)),
+        ("mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", ("fsdp", "tensor")),
+        ("mesh['a'=4,'b'=2] {'a':(1)2}", ("data",)),
+        ("mesh['a'=4,'b'=2] {'a':(2)2, 'b'}", ("fsdp", "tensor")),
+        ("mesh['a'=8] {'a'}", ("data", "fsdp", "tensor")),
     ):
         text = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n  %r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, a=b\n}}"
         assert [c.axes for c in cost.collectives(text, 8, sizes)] == [axes]
