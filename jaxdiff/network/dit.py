@@ -120,7 +120,8 @@ class DiT(nn.Module):
         at_least(self, 1, "depth", "heads", "patch")
         at_least(self, 4, "width")
         check_conditioning(self)
-        at_least(self, 0, "mlp_ratio")
+        if not 0 < self.mlp_ratio < float("inf"):
+            raise ValueError(f"network DiT: mlp_ratio={self.mlp_ratio!r} must be a finite number > 0")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"network DiT: width={self.width} must be a multiple of 4 and of heads={self.heads}")
 

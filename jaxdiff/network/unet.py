@@ -116,6 +116,8 @@ class UNet(nn.Module):
         at_least(self, 1, "channels", "blocks", "heads")
         check_conditioning(self)
         at_least(self, 0, "dropout")
+        if self.out_channels is not None:
+            at_least(self, 1, "out_channels")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"network UNet: multipliers={self.multipliers!r} must be one or more integers >= 1")
         if self.dropout >= 1:
@@ -192,6 +194,6 @@ class UNet(nn.Module):
                 h = nn.Conv(widths[i], (3, 3), name=f"double_{i}", **kinds)(h)
 
         h = nn.silu(group_norm(h.shape[-1], "output_norm", self.param_dtype)(h)).astype(self.dtype)
-        out = self.out_channels or x.shape[-1]
+        out = x.shape[-1] if self.out_channels is None else self.out_channels
         h = nn.Conv(out, (3, 3), kernel_init=ZEROS, name="output", **kinds)(h)
         return tap.out(h.astype(x.dtype))

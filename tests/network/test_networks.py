@@ -195,6 +195,8 @@ def test_unet_attends_at_named_sides():
         ("dit", {"dpeth": 4}, "did you mean 'depth'"),
         ("unet", {"multipliers": []}, "multipliers=.* must be one or more"),
         ("unet", {"dropout": 1.0}, "dropout=1.0 must be below 1"),
+        ("unet", {"out_channels": 0}, "out_channels=0 must be >= 1"),
+        ("dit", {"width": 16, "heads": 4, "mlp_ratio": 0.0}, "mlp_ratio=0.0 must be a finite number > 0"),
         ("mlp", {"frequencies": (1.0, 0.1)}, "frequencies=.* must be two positive"),
         ("mlp", {"time_features": 7}, "time_features=7 must be even"),
     ],
