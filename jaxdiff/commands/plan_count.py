@@ -219,17 +219,16 @@ def _sent(text: str | None, jaxpr: Any, mesh: Any, planned: tuple[int, int, int]
     from jaxdiff.train import cost
 
     sizes = dict(zip(mesh.axis_names, planned))
-    if jaxpr is None:
-        # a group that covers its axes is as large as they will be
-        over = lambda axes, sizes: math.prod(sizes[axis] for axis in axes)
-        grown = lambda c: over(c.axes, sizes) if c.axes and over(c.axes, mesh.shape) == c.group else c.group
-        found = () if text is None else cost.collectives(text, mesh.size, mesh.shape)
-        return None if text is None else tuple(dataclasses.replace(c, group=grown(c)) for c in found)
-    written = cost.traced_collectives(jaxpr)
-    found = tuple(dataclasses.replace(c, group=math.prod(sizes[axis] for axis in c.axes)) for c in written)
-    if split and text is not None:
-        found += tuple(c for c in cost.collectives(text, mesh.size, mesh.shape) if c.axes == ("tensor",))
-    return found
+    over = lambda axes, sizes: math.prod(sizes[axis] for axis in axes)
+    compiled = () if text is None else tuple(cost.collectives(text, mesh.size, mesh.shape))
+    if jaxpr is not None:
+        written = tuple(dataclasses.replace(c, group=over(c.axes, sizes)) for c in cost.traced_collectives(jaxpr))
+        return written + tuple(c for c in compiled if split and c.axes == ("tensor",))
+    if text is None:
+        return None
+    # a group that covers its axes is as large as they will be
+    covers = lambda c: c.axes and over(c.axes, mesh.shape) == c.group
+    return tuple(dataclasses.replace(c, group=over(c.axes, sizes)) if covers(c) else c for c in compiled)
 
 
 def _saved(loss: Any, params: Any, batch: Any, key: Any) -> int:
