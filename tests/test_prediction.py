@@ -427,6 +427,13 @@ def test_on_path_carries_conditions_and_jump_times():
     np.testing.assert_allclose(lone(x, 0.4).data, x * (d.alpha / c.alpha), rtol=1e-5)
 
 
+def test_on_path_tells_no_time_beyond_the_trained_ones():
+    trained = process.vp(t_max=0.9)
+    told = pred.on_path(pred.lift(lambda x, t, r: Prediction(x * 0 + t, x)), process.linear(), trained)
+    x = jnp.ones((1, 2))
+    assert [float(told(x, t).data[0, 0]) for t in (0.0, 0.999, 1.0)] == [0.0, np.float32(0.9), np.float32(0.9)]
+
+
 def test_guided_denoisers_change_paths():
     """Guidance is arithmetic on predictions, so it may stand on either side of the change of path."""
     x, labels = draws((4, 2)).__next__(), np.array([0, 1, 1, 0])

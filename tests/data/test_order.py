@@ -102,7 +102,9 @@ def test_label_stays_with_its_example():
 
 
 def test_index_wraps_at_two_to_the_32():
-    batch = numbered(10, batch_size=4).batch_at(2**30)
+    pipe = numbered(10, batch_size=4)
+    assert pipe.batch_at(2**29)["index"].tolist() == [2**31 + i for i in range(4)]
+    batch = pipe.batch_at(2**30)
     assert batch["index"].tolist() == [0, 1, 2, 3] and batch["index"].dtype == np.uint32
 
 
@@ -113,6 +115,8 @@ def test_flip_depends_on_seed_and_position_only():
     a = np.concatenate([made(batch_size=8, flip=True).batch_at(s)["x0"] for s in reversed(range(10))][::-1])
     b = np.concatenate([made(batch_size=20, flip=True).batch_at(s)["x0"] for s in range(4)])
     assert a.tobytes() == b.tobytes()
+    halves = [made(batch_size=20, flip=True, process_index=p, process_count=2).batch_at(1)["x0"] for p in (0, 1)]
+    assert np.concatenate(halves).tobytes() == b[20:40].tobytes()
     turned = np.array([not np.array_equal(p, q) for p, q in zip(plain, a)])
     assert np.array_equal(turned, order.coin(np.arange(80), 0)) and turned.any() and not turned.all()
     assert np.array_equal(a[turned], plain[turned][:, :, ::-1])
