@@ -62,7 +62,7 @@ class AffineBlock:
 
     @property
     def start(self) -> tuple[Any, Any]:
-        """``(alpha, sigma)`` of the state a run is given: row 0's, unless churn raises it to them first."""
+        """``(alpha, sigma)`` of the state a run is given: row 0's, or with churn those from which it is raised to row 0's."""
         if self.start_noise is None:
             return self.alpha[0], self.sigma[0]
         return self.alpha[0] if self.start_gain is None else self.alpha[0] / self.start_gain, self.start_scale

@@ -94,7 +94,7 @@ def dpm_solver(
     longer step in lam, and ``s_noise`` times the noise that leads back up is drawn (k-diffusion's dpm_fast). As published, no
     step goes below the grid's last level (or the path's), so a last step to sigma > 0 draws nothing. The split is exact: the
     weak order is that of the steps without noise, 3 too. Above eta = 1 a step whose noise is all fresh is first-order.
-    Needs Gaussian noise, and the path from order 2 on.
+    ``eta`` > 0 needs Gaussian noise, and the path from order 2 on.
     ``nfe``: refuse a table that does not cost exactly this many evaluations. Raises ValueError for other orders and names.
     """
     return _dpm(process, grid, "noise", order, method, variant, lower_order_final, eta, s_noise, nfe, "dpm_solver()")

@@ -19,7 +19,7 @@ def matched_time(
     """The time u near ``t`` with ``alpha_u^2 data_variance + sigma_u^2`` nearest the variance of each sample.
 
     Source: 2305.15583 [89]. Variances are taken over a sample's own numbers, less their mean. Candidates are
-    ``t + resolution j`` within ``window`` (full width, in t), clipped to [0, t_max], the nearest of equally good ones.
+    ``t + resolution j`` within ``window`` (full width, in t), clipped to [0, t_max]; of equally good ones the nearest to t.
     ``data_variance`` 0 is published, right where noise dominates. Window 0 gives ``t`` itself. x (B, ...) with many numbers
     a sample, t () or (B,); returns (B,).
 

@@ -203,7 +203,7 @@ def usf(process: Process, grid: Any, steps: Sequence[Step | dict] | Step | dict 
             base = _usf_step(process, grid[i - 1], at, start, [seen, *history[:used]], plan[i - 1])
         history = [seen, *history][:4]
         if to.sigma == 0:
-            # the noise form's limit keeps the correction that the evaluation brought to its own state
+            # x0_hat is that of the state before its correction; in noise form the correction itself is kept, scaled
             corrected = base - state if choice.prediction == "noise" else 0 * data
             tape.move((to.alpha / at.alpha) * corrected + to.alpha * data)
             continue

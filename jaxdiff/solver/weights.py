@@ -78,7 +78,7 @@ def polynomial(nodes: Any, *, pseudo: bool = False) -> np.ndarray:
 
 
 def _fit(nodes: np.ndarray, integrals: np.ndarray, pseudo: bool) -> np.ndarray:
-    """Weights on ``nodes`` that integrate u^m to ``integrals[m]``; or, from ``integrals``, those of :func:`nearest`."""
+    """Weights on ``nodes`` that integrate u^m to ``integrals[m]``, or (``pseudo``) the polynomial of :func:`nearest`."""
     if pseudo:
         return integrals @ _differences(nodes)
     return np.linalg.solve(np.vander(nodes, increasing=True).T, integrals)
