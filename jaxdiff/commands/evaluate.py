@@ -29,6 +29,7 @@ def run(path: str, overrides: dict[str, str]) -> dict[str, Any]:
     made, params, source = draw.load_run(path, overrides)
     config, workdir = made.config, epath.Path(path)
     draw.check_writable(workdir / "metrics.json", "workdir")
+    assemble.check_guidance(made, config.guidance.name)
     heldout = _heldout(made, source)
     plain = assemble.denoiser(made, params)
     real, train = heldout.examples(), source.examples()

@@ -43,6 +43,8 @@ def sample(
     ``record``: as in :func:`run`. New parameters, scales, conditions, grids or solvers of the same table structure do not
     retrace. Raises ValueError naming the argument for bad keys, shapes, laws and names.
     """
+    if not isinstance(table, Table):
+        raise ValueError(f"table: {type(table).__name__} given; need a Table, such as solver.ddim(process, grid)")
     if not isinstance(key, jax.Array):
         check_key(key)
     process = getattr(d, "process", None)
@@ -59,14 +61,18 @@ def sample(
     shape = _shape(shape) if isinstance(shape, tuple) else _tree_shape(shape)
     kind = "float32" if dtype is jnp.float32 else jnp.dtype(dtype).name
     draw, go = programs(shape, sharding, (record,) if isinstance(record, str) else tuple(record), kind)
-    table = device(table, hooks=hooks is not None)
+    table, given = device(table, hooks=hooks is not None), _wrapped(hooks)
     x, index = draw(table, key, index, init)
-    return go(table, prediction.lift(d), x, key, index, _wrapped(hooks))
+    return go(table, prediction.lift(d), x, key, index, given)
 
 
 def _wrapped(given: Hooks | None) -> Hooks | None:
     """Hooks that were built of plain functions as :func:`hooks` builds them: a jitted function takes no others."""
-    return None if given is None else hooks(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
+    if given is None:
+        return None
+    if not isinstance(given, Hooks):
+        raise ValueError(f"hooks: {type(given).__name__} given; build them with solver.hooks(project=..., ...)")
+    return hooks(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)})
 
 
 class _Shapes(tuple):

@@ -93,6 +93,8 @@ BAD = {
     "init rank": (lambda: solver.sample(DDIM, D2, KEY, (2, 2), init=np.ones((3, 2, 2))), "init: shape (3, 2, 2)"),
     "record": (lambda: solver.sample(DDIM, D2, KEY, (2, 2), record=("state",)), "record: 'state' is unknown"),
     "stack": (lambda: solver.sample(solver.stack([DDIM] * 2), D2, KEY, (2, 2)), "table: a stack of 2 given"),
+    "no table": (lambda: solver.sample(solver.ddim, D2, KEY, (2, 2)), "table: function given; need a Table"),
+    "no hooks": (lambda: solver.sample(DDIM, D2, KEY, (2, 2), hooks={"project": 1}), "hooks: dict given; build them"),
     "law": (lambda: solver.sample(STUDENT, D2, KEY, (2, 2)), "table: made for student_t noise"),
     "cond": (lambda: solver.sample(DDIM, lambda x, t, r: x, KEY, (2, 2), cond=1), "cond: given, but a denoiser"),
     "not a prediction": (lambda: solver.run(DDIM, lambda x, t, r: x, jnp.ones((2, 2))), "d: returned"),
