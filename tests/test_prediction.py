@@ -434,6 +434,13 @@ def test_on_path_tells_no_time_beyond_the_trained_ones():
     assert [float(told(x, t).data[0, 0]) for t in (0.0, 0.999, 1.0)] == [0.0, np.float32(0.9), np.float32(0.9)]
 
 
+def test_on_path_hands_on_the_mode_of_a_row():
+    inner = types.SimpleNamespace(start=lambda x: (), step=lambda s, x, query: (Prediction(x * query.mode, x), s))
+    query = Query(0.4, None, 0.6, 0.4, jnp.int32(3))
+    crossed = pred.on_path(inner, process.linear(), process.linear())
+    assert float(pred.evaluate(crossed, (), jnp.ones((1, 1)), query)[0].data[0, 0]) == pytest.approx(3.0)
+
+
 def test_guided_denoisers_change_paths():
     """Guidance is arithmetic on predictions, so it may stand on either side of the change of path."""
     x, labels = draws((4, 2)).__next__(), np.array([0, 1, 1, 0])
