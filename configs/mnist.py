@@ -1,7 +1,8 @@
 """Class-conditional rectified flow on MNIST 28x28 from tfds (set TFDS_DATA_DIR to the prepared data).
 
 ``configs/mnist.py`` is sized for two CPU cores, some eleven minutes in all; experiments/mnist/ has what it gives.
-``configs/mnist.py:gpu`` is the same task at a size that keeps one accelerator busy; it has not been run.
+``configs/mnist.py:gpu`` is the same task at a size that keeps one accelerator busy; it has not been run, but its train step and
+sampler lower for GPUs and TPUs (tests/train/test_platforms.py).
 """
 
 from jaxdiff.config import ConfigError, default
