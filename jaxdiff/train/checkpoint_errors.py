@@ -22,7 +22,21 @@ __all__ = [
     "system_reason",
 ]
 
-_ERRNOS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+_ERRNOS = {
+    getattr(errno, name)
+    for name in (
+        "EACCES EPERM EMFILE ENFILE ENOMEM EAGAIN EBUSY ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH"
+    ).split()
+}
+_NETWORK = (
+    "aiohttp.",
+    "botocore.",
+    "gcsfs.",
+    "google.api_core.",
+    "google.auth.",
+    "requests.",
+    "urllib3.",
+)  # ways to a bucket
 _WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
@@ -44,10 +58,12 @@ class DamagedStep(CheckpointError):
 
 def says_nothing_about_the_files(error: BaseException) -> bool:
     """Reading failed for want of memory, rights or a connection: nothing may be renamed because of it."""
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno in _ERRNOS)
-        or any(word in str(error) for word in _WORDS)
+    return any(
+        isinstance(cause, (MemoryError, TimeoutError, ConnectionError))
+        or (isinstance(cause, OSError) and cause.errno in _ERRNOS)
+        or type(cause).__module__.startswith(_NETWORK)
+        or any(word in str(cause) for word in _WORDS)
+        for cause in _causes(error)
     )
 
 

@@ -163,19 +163,40 @@ def test_all_damaged(pristine, tmp_path, caplog):
     assert "checkpoint 2 is damaged" in caplog.text and "no checkpoint" in caplog.text
 
 
-def test_trouble_of_the_machine_is_not_damage(pristine, tmp_path, monkeypatch, caplog):
+class HttpError(Exception):
+    """As gcsfs has one, which is no OSError."""
+
+
+HttpError.__module__ = "gcsfs.retry"
+TROUBLE = [
+    PermissionError(errno.EACCES, os.strerror(errno.EACCES), "somewhere"),
+    TimeoutError(),  # fsspec's is one, and has no number
+    ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)),
+    OSError(errno.EHOSTDOWN, os.strerror(errno.EHOSTDOWN)),
+    HttpError("Backend Error, 503"),
+]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("trouble", TROUBLE, ids=lambda error: type(error).__name__)
+def test_trouble_of_the_machine_is_not_damage(pristine, tmp_path, monkeypatch, trouble, wrapped):
     directory = copy(pristine, tmp_path)
 
-    def denied(*_, **__):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "somewhere")
+    def refused(*_, **__):
+        if wrapped:
+            raise RuntimeError("a transfer failed") from trouble
+        raise trouble
 
+    monkeypatch.setattr("jaxdiff.train.checkpoint_files.read_arrays", refused)
     with Checkpointer(directory) as reader:
-        monkeypatch.setattr("jaxdiff.train.checkpoint_files.read_arrays", denied)
-        with pytest.raises(CheckpointError, match="could not be read: PermissionError"):
+        with pytest.raises(CheckpointError, match="could not be read: "):
             reader.restore_latest(make_state())
-        assert reader.steps() == [1, 2]
-        # a reading onto devices that fails while the files are whole is done again from the host
-        monkeypatch.undo()
+        assert reader.steps() == [1, 2] and not reader.bad
+
+
+def test_a_reading_onto_devices_that_fails_is_done_again(pristine, tmp_path, monkeypatch, caplog):
+    directory = copy(pristine, tmp_path)
+    with Checkpointer(directory) as reader:
         read = checkpoint_files.read_arrays
 
         def not_onto_devices(path, wanted):
