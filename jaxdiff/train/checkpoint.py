@@ -134,6 +134,10 @@ class Checkpointer:
         """Steps of the committed checkpoints, ascending, verified or not."""
         return folder.steps(self.directory)
 
+    def set_aside(self) -> list[str]:
+        """Names of the damaged checkpoints that are out of the way, as far as they are still there."""
+        return folder.set_aside(self.directory)
+
     def meta(self, step: int) -> dict[str, Any]:
         """The caller's meta of a checkpoint (its record is verified, its arrays are not read)."""
         return open_record(self._path(step)).payload["meta"]

@@ -6,7 +6,7 @@ from etils import epath
 
 from jaxdiff.train.checkpoint_errors import CheckpointError, one_line
 
-__all__ = ["COMMITTED", "free_name", "prepare", "remove", "steps", "sweep"]
+__all__ = ["COMMITTED", "free_name", "prepare", "remove", "set_aside", "steps", "sweep"]
 
 _log = logging.getLogger(__name__)
 COMMITTED = "commit_success.txt"
@@ -23,6 +23,12 @@ def steps(directory: epath.Path) -> list[int]:
 def _is_committed(path: epath.Path) -> bool:
     """Whether a save is done: in a bucket, which has no atomic rename, orbax marks it so."""
     return "://" not in str(path) or (path / COMMITTED).exists()
+
+
+def set_aside(directory: epath.Path) -> list[str]:
+    """Names of the damaged checkpoints that were renamed and are still there."""
+    parts = ((path.name, *path.name.partition(".corrupt")[:2]) for path in directory.iterdir())
+    return sorted(name for name, step, mark in parts if mark and _is_step(step))
 
 
 def remove(path: epath.Path) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
+from jaxdiff.train.checkpoint_errors import CheckpointError
 from jaxdiff.train.chips import peak_flops as known_peak
 from jaxdiff.train.mesh import check_batch_size, make_mesh, put_batch, put_replicated
 from jaxdiff.train.metrics import (
@@ -152,6 +153,7 @@ def train(
     Raises:
         ValueError: on settings out of range, before anything compiles.
         NonFinite: after too many refused updates, naming step, metric and the last good checkpoint.
+        CheckpointError: if there were checkpoints and none verifies.
         RuntimeError: if the pipeline ends early.
     """
     check_game(game)
@@ -179,6 +181,7 @@ def train(
         if kept is None or found is None:
             init_key, noise_key = jax.random.split(jax.random.key(seed))
         if found is None:
+            _refuse_to_begin_anew(checkpointer)
             state, saved_meta = create_state(game, init, init_key, mesh, rules, min_bytes), {}
         else:
             state, saved_meta = found
@@ -354,6 +357,16 @@ def _newest(checkpointer: Any) -> int:
     """The step of the newest checkpoint, from which a run will most likely go on; 0 where none is known."""
     known = checkpointer.steps() if hasattr(checkpointer, "steps") else ()
     return known[-1] if known else 0
+
+
+def _refuse_to_begin_anew(checkpointer: Any) -> None:
+    """A run whose checkpoints are all damaged must not begin at step 0 while nobody looks."""
+    lost = checkpointer.set_aside() if hasattr(checkpointer, "set_aside") else []
+    if lost:
+        raise CheckpointError(
+            f"no checkpoint in {checkpointer.directory} verifies; {', '.join(lost)} are kept for you to look at: to begin at "
+            "step 0 delete them, or give another workdir"
+        )
 
 
 def _close(batches: Any) -> None:

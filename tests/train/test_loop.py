@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -14,6 +15,7 @@ from jaxdiff.data import arrays, pipeline
 from jaxdiff.train import Callback, Checkpointer, NonFinite, TrainState, make_mesh, train
 from jaxdiff.train import loop as loop_module
 from jaxdiff.train import metrics as metrics_module
+from jaxdiff.train.checkpoint import CheckpointError
 from jaxdiff.train.preempt import Preemption
 
 
@@ -85,6 +87,21 @@ def test_resume_from_checkpoints_on_disk(tmp_path):
         assert checkpointer.latest_verified_step() == 40
         assert checkpointer.meta(40)["goodput"]["restarts"] == 1
         assert checkpointer.meta(40)["metrics"]["loss"] == outcome.row["loss"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+    with Checkpointer(tmp_path) as saver:
+        go(40, devices(2), checkpointer=saver)
+    for step in ("20", "40"):
+        (tmp_path / step / "meta" / "record.json").write_text("{}")
+    for _ in range(2):  # nor when it is started again
+        with Checkpointer(tmp_path) as saver:
+            with pytest.raises(CheckpointError, match=r"no checkpoint in .* 20\.corrupt, 40\.corrupt are kept"):
+                go(60, devices(2), checkpointer=saver)
+    for name in ("20.corrupt", "40.corrupt"):
+        shutil.rmtree(tmp_path / name)
+    with Checkpointer(tmp_path) as saver:
+        assert go(10, devices(2), checkpointer=saver).step == 10
 
 
 def test_batches_are_read_ahead_from_the_newest_checkpoint_and_anew_where_that_is_not_restored(tmp_path):
