@@ -8,6 +8,7 @@ chunking or device count.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,8 +61,9 @@ def hooks(
 
     ``retime(y, row) -> tau``: the time told to the network at a row. ``project(y_next, row) -> y_next`` and
     ``correct(keys, row, y, prediction, y_next, s) -> (y_next, s)``, on rows that end on a grid point only, correct first;
-    ``s`` is the hook's own state, ``start(x) -> s`` makes it (() by default). ``noise(keys, row, y) -> z`` replaces the
-    fresh unit noise. ``keys`` are the samples' typed keys (B,), or None in a run without key.
+    ``s`` is the hook's own state, ``start(x) -> s`` makes it (() by default). What they return is cast to the dtypes
+    carried. ``noise(keys, row, y) -> z`` replaces the fresh unit noise. ``keys`` are the samples' typed keys (B,), or None
+    in a run without key.
     """
     for name, f in {"retime": retime, "project": project, "correct": correct, "noise": noise, "start": start}.items():
         if f is not None and not callable(f):
@@ -253,11 +255,17 @@ def advance(
             fixed, changed = hook.correct(keys, row, y, predicted, fixed, hook_state)
         if hook.project is not None:
             fixed = hook.project(fixed, row)
-        choose = lambda a, b: jnp.where(row.out, a, b)
+        choose = functools.partial(_choose, row.out)
         y_next = jax.tree_util.tree_map(choose, fixed, y_next)
         hook_state = jax.tree_util.tree_map(choose, changed, hook_state)
     states = (y_next, *state.y[:-1])
     return State(states, history[: len(state.d)], denoiser_state, hook_state), predicted
+
+
+def _choose(at_end: Any, changed: Any, kept: Any) -> Any:
+    """``changed`` on rows that end on a grid point, else ``kept``, in the latter's dtype: a scan's carry has one."""
+    out, dtype = jnp.where(at_end, changed, kept), jnp.result_type(kept)
+    return out if out.dtype == dtype else out.astype(dtype)
 
 
 def _folded_record(fold: tuple, y: Any, raw: Any) -> Any:

@@ -187,6 +187,17 @@ def test_hooks_of_plain_functions_and_arguments_in_order():
     assert kept["states"].shape == (ANCESTRAL.rows, 4, 2)
 
 
+def test_hooks_may_return_other_dtypes_than_are_carried():
+    wide = solver.hooks(
+        correct=lambda keys, row, y, p, y_next, s: (y_next.astype(jnp.float32) * 1.5, s + 1.0),
+        project=lambda y, row: y.astype(jnp.float32) - 0.25,
+        start=lambda x: jnp.zeros((), jnp.int32),
+    )
+    got = solver.run(solver.ddim(LINEAR, [0.9, 0.5]), Silent(), jnp.ones((2, 1), jnp.bfloat16), hooks=wide)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(np.float32), 0.5 / 0.9 * 1.5 - 0.25, rtol=1e-2)
+
+
 def test_noise_hook_needs_no_key_and_hooks_get_keys():
     x = jnp.zeros((3, 2))
     d = exact.denoiser(WORLD2, LINEAR)
