@@ -34,6 +34,7 @@ __all__ = [
     "LiftedPair",
     "Prediction",
     "Query",
+    "check_known",
     "check_labels",
     "check_sigma_data",
     "check_target",
@@ -436,19 +437,23 @@ def condition(d: Any, cond: Any) -> Any:
 def check_labels(d: Any, cond: Any, field: str = "cond") -> None:
     """Refuse labels above ``num_classes`` (the null label) of a network inside ``d``: in a compiled call they could only
     become NaN. Labels not known while tracing, and conditions that are not labels () or (B,), pass."""
-    labels = [c for c in jax.tree_util.tree_leaves(cond) if not isinstance(c, jax.core.Tracer)]
-    labels = [c for c in map(np.asarray, labels) if c.dtype.kind in "iu" and c.ndim <= 1 and c.size]
-    if not labels:
-        return
-    low, high = min(c.min() for c in labels), max(c.max() for c in labels)
     is_denoiser = lambda node: isinstance(node, Denoiser)
     for part in filter(is_denoiser, jax.tree_util.tree_leaves(d, is_leaf=is_denoiser)):
-        classes = getattr(getattr(part.apply, "owner", None), "num_classes", None)
-        if isinstance(classes, int) and classes > 0 and not 0 <= low <= high <= classes:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"{field}: label {wrong} given; this network knows 0..{classes - 1}, and {classes} for none"
-            )
+        check_known(part.apply, cond, field)
+
+
+def check_known(apply: Any, cond: Any, field: str) -> None:
+    """:func:`check_labels` for one network, by its ``apply`` as ``network.as_apply`` gives it."""
+    classes = getattr(getattr(apply, "owner", None), "num_classes", None)
+    if not isinstance(classes, int) or classes < 1:
+        return
+    labels = [c for c in jax.tree_util.tree_leaves(cond) if not isinstance(c, jax.core.Tracer)]
+    labels = [c for c in map(np.asarray, labels) if c.dtype.kind in "iu" and c.ndim <= 1 and c.size]
+    wrong = [n for c in labels for n in (c.min(), c.max()) if not 0 <= n <= classes]
+    if wrong:
+        raise ValueError(
+            f"{field}: label {wrong[0]} given; this network knows 0..{classes - 1}, and {classes} for none"
+        )
 
 
 @jax.tree_util.register_dataclass

@@ -43,6 +43,7 @@ from jaxdiff.objective.examples import (
     uniforms,
 )
 from jaxdiff.objective.time import TIMES, density_at
+from jaxdiff.prediction import check_known
 from jaxdiff.process.coefficients import resolve
 
 __all__ = ["WEIGHTINGS", "elbo", "flat", "level", "masked_elbo"]
@@ -141,6 +142,7 @@ def masked_elbo(
         )
     check_density(time, process, "the bound divides by")
     network, bound = as_apply(apply), elbo()
+    check_known(network, null_label, "null_label")
     left = process.coefficients(process.t_max).alpha * np.log(process.tokens)
 
     def objective(params: Any, batch: Mapping, keys: jax.Array, ctx: Ctx) -> tuple[jax.Array, dict]:

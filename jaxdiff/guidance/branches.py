@@ -55,7 +55,13 @@ def _cond_leaf(cond: Any) -> Any:
     """Labels and embeddings as arrays, so that new ones (a list, an int) never compile anything."""
     if isinstance(cond, list | tuple) and all(isinstance(v, int | float | np.number) for v in cond):
         return jnp.asarray(cond)
-    return jax.tree.map(jnp.asarray, cond)
+    return jax.tree.map(_strong, cond)
+
+
+def _strong(value: Any) -> jax.Array:
+    """``value`` as an array whose type is its own: a Python number's would be weak, and compile apart."""
+    array = jnp.asarray(value)
+    return array.astype(array.dtype) if array.weak_type else array
 
 
 def _broadcast(null: Any, cond: Any) -> Any:

@@ -25,7 +25,7 @@ from jaxdiff.objective.examples import (
 )
 from jaxdiff.objective.time import TIMES, density_at
 from jaxdiff.objective.weighting import WEIGHTINGS, Weighting, target_weight
-from jaxdiff.prediction import CLOCKS, check_sigma_data, check_target, network_inputs, target_of
+from jaxdiff.prediction import CLOCKS, check_known, check_sigma_data, check_target, network_inputs, target_of
 from jaxdiff.process.coefficients import expand
 from jaxdiff.process.process import Process
 
@@ -102,6 +102,7 @@ def regression(
     if weighting.over_lam:
         check_density(time, process, "this weighting divides by")
     network = as_apply(apply)
+    check_known(network, null_label, "null_label")
     reduction = jnp.mean if reduce == "mean" else jnp.sum
 
     def objective(params: Any, batch: Mapping, keys: jax.Array, ctx: Ctx) -> tuple[jax.Array, dict]:

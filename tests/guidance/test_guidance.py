@@ -274,6 +274,8 @@ def test_new_values_do_not_retrace_and_scales_are_vmapped():
         call(make(scale, LABELS), X)
     call(make(1, [0, 0, 0, 2, 2, 2]), X)
     call(make(1, None).condition(LABELS), X)
+    for null in (-1, np.int64(-1), jnp.int32(-1), jnp.asarray(-1)):
+        call(guidance.cfg(UNEQUAL, 1, cond=LABELS, null=null), X)
     assert len(traces) == 1
     for lo, hi in ((0, 1), (0.1, 0.5), (np.float32(0.2), 3)):
         call(guidance.interval(make(1, LABELS), lo, hi), X)

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import exact, prediction, process
+from jaxdiff.network import MLP
 from jaxdiff.objective import Ctx, minibatch_ot, over_lam, regression
 from jaxdiff.objective.weighting import WEIGHTINGS
 from jaxdiff.process import PROCESSES
@@ -228,6 +229,17 @@ def test_errors_when_built(options, message):
     with pytest.raises(ValueError, match=message) as error:
         build(**options)
     assert "\n" not in str(error.value)
+
+
+def test_a_null_label_that_the_network_does_not_know_is_refused():
+    """Inside a compiled step it would only be NaN."""
+    apply = MLP(width=4, depth=1, num_classes=3).apply
+    for null in (4, -1):
+        with pytest.raises(
+            ValueError, match=rf"null_label: label {null} given; this network knows 0..2, and 3 for none"
+        ):
+            regression(process.linear(), apply, target="velocity", cond_key="label", null_label=null)
+    regression(process.linear(), apply, target="velocity", cond_key="label", null_label=3)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_costs():
         (functools.partial(solver.dpm_solver, method="singlestep", nfe=20), "nfe: 20.*fast"),
         (functools.partial(solver.dpm_solver, order=4), "order: 4.*1, 2, 3"),
         (functools.partial(solver.dpm_solver_pp, order=4), "order: 4.*1, 2, 3"),
+        (functools.partial(solver.dpm_solver_pp, order=2.0), "order: 2.0 given"),
         (
             functools.partial(solver.dpm_solver, method="fast", lower_order_final="maybe"),
             "lower_order_final: 'maybe'",
