@@ -104,9 +104,7 @@ def supervise(
                 child.send_signal(signal.SIGTERM)
             status = _watch(child, beat, None if asked else stall_timeout, say)
             text, step = _beat(beat)
-            begun = (
-                begun or text != before
-            )  # what began once has nothing that a user must mend: a disk or network failed
+            begun = begun or text != before  # then nothing is left for a user to mend: a disk or network failed
             if status in (DONE, DIVERGED) or (status == REFUSED and not begun) or asked:
                 return status if status >= 0 else 128 - status
             failures = 1 if step > furthest else failures + 1

@@ -249,9 +249,8 @@ def draw_losses(workdir: epath.Path) -> None:
     rows = [row for row in read_metrics(workdir) if "model/loss" in row or "loss" in row]
     curves: dict[str, tuple] = {}
     for name in ("loss", "model/loss"):
-        known = [
-            (row["step"], row[name]) for row in rows if row.get(name) is not None
-        ]  # null: every update was refused
+        # null where every update was refused
+        known = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if known:
             curves["loss"] = tuple(zip(*known))
     if curves:

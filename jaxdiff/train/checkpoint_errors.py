@@ -22,21 +22,10 @@ __all__ = [
     "system_reason",
 ]
 
-_ERRNOS = {
-    getattr(errno, name)
-    for name in (
-        "EACCES EPERM EMFILE ENFILE ENOMEM EAGAIN EBUSY ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH"
-    ).split()
-}
-_NETWORK = (
-    "aiohttp.",
-    "botocore.",
-    "gcsfs.",
-    "google.api_core.",
-    "google.auth.",
-    "requests.",
-    "urllib3.",
-)  # ways to a bucket
+_ERRNO_NAMES = "EACCES EPERM EMFILE ENFILE ENOMEM EAGAIN EBUSY ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH"
+_ERRNOS = {getattr(errno, name) for name in _ERRNO_NAMES.split()}
+# modules whose errors are of the way to a bucket
+_NETWORK = ("aiohttp.", "botocore.", "gcsfs.", "google.api_core.", "google.auth.", "requests.", "urllib3.")
 _WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
