@@ -22,8 +22,9 @@ __all__ = [
     "system_reason",
 ]
 
-_ERRNO_NAMES = "EACCES EPERM EMFILE ENFILE ENOMEM EAGAIN EBUSY ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH"
-_ERRNOS = {getattr(errno, name) for name in _ERRNO_NAMES.split()}
+_MACHINE = "EACCES EPERM EMFILE ENFILE ENOMEM EAGAIN EBUSY ESTALE"
+_LINK = "ETIMEDOUT ENOTCONN EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH"
+_ERRNOS = {getattr(errno, name) for name in f"{_MACHINE} {_LINK}".split()}
 # modules whose errors are of the way to a bucket
 _NETWORK = ("aiohttp.", "botocore.", "gcsfs.", "google.api_core.", "google.auth.", "requests.", "urllib3.")
 _WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
