@@ -36,6 +36,8 @@ def sample(
 ) -> Any:
     """Draw samples with one compiled scan.
 
+    ``table`` must lie on the denoiser's own path, which is not checked (replayed grids lie on none); a model of another path is
+    wrapped with :func:`jaxdiff.prediction.on_path`.
     ``shape``: (B, ...) of the samples, or a pytree of shapes for multi-block states. ``key``: typed threefry key;
     ``index``: as in :func:`run`, so that chunks of one large set are ``index=0, B, 2B, ...``. ``sharding`` lays out the batch
     axis; its mesh may have Explicit axes. ``cond`` is handed to ``condition(d, cond)``. ``init`` (B, ...): clean data to start
