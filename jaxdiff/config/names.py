@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+
+from jaxdiff.near import near
 
 __all__ = ["NAMES", "TARGETS", "TIMES", "WEIGHTINGS", "ConfigError", "near", "resolve"]
 
@@ -48,12 +48,6 @@ NAMES: dict[str, dict[str, str]] = {
 TARGETS = ("data", "noise", "vpred", "velocity", "score", "edm")
 TIMES = ("uniform", "logit_normal", "log_normal", "mode", "cosmap", "discrete")
 WEIGHTINGS = ("flat", "snr", "min_snr", "p2", "edm", "sigmoid", "likelihood")
-
-
-def near(given: Any, allowed: Iterable[Any]) -> str:
-    """``; did you mean ...?`` for the closest of ``allowed``, or nothing."""
-    found = difflib.get_close_matches(str(given), [str(a) for a in allowed], 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 @functools.cache

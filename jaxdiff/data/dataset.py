@@ -6,7 +6,6 @@ pipeline need not know.
 """
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from types import ModuleType
@@ -15,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxdiff.data.levels import from_levels
+from jaxdiff.near import near
 
 __all__ = ["Arrays", "Dataset", "Records", "arrays", "decode"]
 
@@ -22,9 +22,7 @@ __all__ = ["Arrays", "Dataset", "Records", "arrays", "decode"]
 def not_allowed(field: str, given: object, allowed: Iterable[str]) -> ValueError:
     """One-line error for a wrong name, with the nearest allowed one."""
     names = [str(name) for name in allowed]
-    near = difflib.get_close_matches(str(given), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{field}={given!r} is not known; allowed: {', '.join(names)}{hint}")
+    return ValueError(f"{field}={given!r} is not known; allowed: {', '.join(names)}{near(given, names)}")
 
 
 def require(module: str, what: str) -> ModuleType:

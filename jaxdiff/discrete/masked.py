@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff.near import unknown
 from jaxdiff.process.coefficients import Coefficients, expand, leaf, resolve
 from jaxdiff.solver.categorical import happens
 
@@ -178,8 +178,6 @@ def masked(tokens: int, schedule: Any = "linear", *, t_max: float = 1.0, **optio
         raise ValueError(f"t_max: {t_max} given; need 0 < t_max <= 1")
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
-            near = difflib.get_close_matches(schedule, SCHEDULES, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"schedule: {schedule!r} is unknown; allowed: {', '.join(SCHEDULES)}{hint}")
+            raise unknown("schedule", schedule, SCHEDULES)
         schedule = SCHEDULES[schedule](**options)
     return Masked(schedule, int(tokens), float(t_max))

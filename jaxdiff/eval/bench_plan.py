@@ -7,13 +7,13 @@ two-evaluation method gets half the steps of a one-evaluation method and pays fo
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxdiff.near import near
 from jaxdiff.process.process import Process
 from jaxdiff.solver import GRIDS, SOLVERS
 from jaxdiff.solver.grid import Grid
@@ -58,7 +58,7 @@ def choices(kind: str, given: Sequence[Any]) -> list[Choice]:
             out += [Choice(each, {}, registry[each]) for each in registry]
             continue
         if name not in registry:
-            raise ValueError(f"{kind}s: {name!r} is unknown; allowed: {', '.join(registry)}{_near(name, registry)}")
+            raise ValueError(f"{kind}s: {name!r} is unknown; allowed: {', '.join(registry)}{near(name, registry)}")
         known = inspect.signature(registry[name]).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
         filled = ("process", "grid", "options") if kind == "solver" else ("process", "steps")
@@ -67,7 +67,7 @@ def choices(kind: str, given: Sequence[Any]) -> list[Choice]:
             if key not in allowed and not open_ended:
                 raise ValueError(
                     f"{kind}s: {name!r} has no option {key!r}; allowed: {', '.join(allowed) or 'none'}"
-                    f"{_near(key, allowed)}"
+                    f"{near(key, allowed)}"
                 )
         out.append(Choice(name, options, registry[name]))
     labels = [choice.label for choice in out]
@@ -75,11 +75,6 @@ def choices(kind: str, given: Sequence[Any]) -> list[Choice]:
     if twice is not None:
         raise ValueError(f"{kind}s: {twice} is given twice; every entry needs other options")
     return out
-
-
-def _near(name: str, allowed: Any) -> str:
-    found = difflib.get_close_matches(name, list(allowed), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

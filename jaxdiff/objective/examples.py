@@ -6,13 +6,13 @@ rest of the batch.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.near import unknown
 from jaxdiff.objective.time import density_at, iid, stratified
 
 __all__ = [
@@ -46,9 +46,7 @@ def choose(field: str, value: Any, table: Mapping[str, Callable]) -> Any:
 def one_of(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless ``value`` is ``allowed``."""
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field}: {value!r} is unknown; allowed: {', '.join(allowed)}{hint}")
+        raise unknown(field, value, allowed)
 
 
 def check_examples(

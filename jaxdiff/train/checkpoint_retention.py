@@ -1,13 +1,13 @@
 """Which checkpoints stay: the newest, every so many steps, the best by a metric."""
 
 import dataclasses
-import difflib
 import logging
 import math
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from jaxdiff.near import near
 from jaxdiff.train.checkpoint_read import open_record
 
 __all__ = ["Retention"]
@@ -44,11 +44,9 @@ class Retention:
     def check(self, metrics: Mapping[str, float] | None, step: int) -> None:
         """Warn when a checkpoint that has metrics lacks the one to keep the best by: it can never be the best."""
         if self.metric and metrics and self.metric not in metrics:
-            near = difflib.get_close_matches(self.metric, metrics, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             _log.warning(
                 "best_metric: %r is not a metric of checkpoint %d%s; there are %s",
-                *(self.metric, step, hint, ", ".join(sorted(metrics))),
+                *(self.metric, step, near(self.metric, metrics), ", ".join(sorted(metrics))),
             )
 
     def best(self, directory: epath.Path, steps: Sequence[int]) -> int | None:

@@ -5,7 +5,6 @@ ordinary ``optax.GradientTransformation``: [clip by global norm] -> the named ru
 A new optimiser is one builder and one line of ``OPTIMISERS``.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxdiff.near import near
 
 Schedule = Callable[[Any], jax.Array]
 
@@ -36,9 +37,7 @@ SCHEDULES: dict[str, Callable | None] = {"constant": _constant, "cosine": _cosin
 def _lookup(table: dict, name: str, field: str) -> Any:
     """Entry of a plain dictionary, or a one-line error with the nearest name."""
     if name not in table:
-        near = difflib.get_close_matches(str(name), list(table), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field}={name!r}: allowed are {', '.join(sorted(table))}{hint}")
+        raise ValueError(f"{field}={name!r}: allowed are {', '.join(sorted(table))}{near(name, table)}")
     return table[name]
 
 
@@ -159,9 +158,9 @@ def optimiser(
     allowed = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
-            near = difflib.get_close_matches(option, allowed, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"optimiser.{option}: {name} has no such option; allowed {allowed}{hint}")
+            raise ValueError(
+                f"optimiser.{option}: {name} has no such option; allowed {allowed}{near(option, allowed)}"
+            )
     if clip is not None and not clip > 0:
         raise ValueError(f"optimiser.clip={clip}: allowed are positive numbers or None")
     rate = (

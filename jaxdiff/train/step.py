@@ -15,7 +15,6 @@ place the collectives, or ``jaxdiff.train.fsdp`` writes out those over ``fsdp``,
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, auto_axes
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff.near import near
 from jaxdiff.objective.context import Ctx
 from jaxdiff.train import cost, fsdp
 from jaxdiff.train import ema as ema_lib
@@ -332,9 +332,7 @@ def make_step(
     """
     check_game(game)
     if parallel not in PATHS:
-        near = difflib.get_close_matches(str(parallel), PATHS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"parallel={parallel!r}: allowed are {', '.join(PATHS)}{hint}")
+        raise ValueError(f"parallel={parallel!r}: allowed are {', '.join(PATHS)}{near(parallel, PATHS)}")
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: allowed are integers >= 1")
     if stats_every < 0:
