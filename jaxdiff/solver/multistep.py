@@ -45,7 +45,7 @@ def check_tail(lower_order_final: str) -> None:
 
 def check_order(order: Any, allowed: tuple[int, ...], solver: str) -> None:
     """Raise ValueError unless ``order`` is one of ``allowed``."""
-    if type(order) is bool or not isinstance(order, int | np.integer) or order not in allowed:
+    if isinstance(order, bool) or not isinstance(order, int | np.integer) or order not in allowed:
         raise ValueError(f"order: {order} given; {solver} has orders {', '.join(map(str, allowed))}")
 
 
